@@ -1,0 +1,57 @@
+"""How a script ends when something is wrong: mistakes of the user in plain sentences, our own bugs in a log."""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+EXIT_BUG = 1
+EXIT_MISTAKE = 2
+
+
+class UserError(ValueError):
+    """One or more mistakes in what the user gave; each problem is one sentence that names flag, file or key."""
+
+    def __init__(self, *problems: str):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def quoted_list(names: list[str], limit: int = 10) -> str:
+    """Names for a sentence: "a, b, c", and how many more where there are over `limit`."""
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main function; a mistake ends in its sentences and exit code 2, a bug in 1 and a log file."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        main()
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        path = _write_traceback()
+        summary = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        print(f"error: {type(error).__name__}: {summary}", file=sys.stderr)
+        print(f"This is not a mistake of yours that we know of; the traceback is in {path}", file=sys.stderr)
+        sys.exit(EXIT_BUG)
+
+
+def _write_traceback() -> Path:
+    handle, name = tempfile.mkstemp(prefix="athanor-error-", suffix=".log")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return Path(name)

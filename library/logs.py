@@ -1,0 +1,28 @@
+"""Messages: one line an event, to the console and where asked to a file; other libraries' chatter is held back."""
+
+import logging
+import os
+import sys
+import warnings
+
+from library.options.groups import LoggingOptions
+
+QUIET_LIBRARIES = ("bitsandbytes", "diffusers", "transformers", "accelerate", "torch", "PIL", "matplotlib", "httpx")
+
+
+def start_logging(options: LoggingOptions) -> None:
+    """Set up the root logger as the options say; only the main process speaks below warnings."""
+    level = getattr(logging, options.console_log_level or "INFO")
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if options.console_log_file:
+        handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        level = max(level, logging.WARNING)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in QUIET_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|diffusers|transformers|accelerate|bitsandbytes)\b")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -1,0 +1,1 @@
+"""Every option, declared once, and how it is read. Needs no torch."""

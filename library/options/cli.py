@@ -1,0 +1,199 @@
+"""Options from defaults, a configuration file and the command line, in this order; all problems in one error."""
+
+import argparse
+import difflib
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from library.errors import UserError
+from library.options.config_file import Given, config_path, read_config, rename_aliases, write_config
+from library.options.convert import Mismatch, convert, is_unset
+from library.options.fields import Flag, OptionGroup, flags_of
+from library.options.groups import ConfigOptions
+from library.options.honoured import refusals_for
+
+logger = logging.getLogger(__name__)
+
+COMMAND_LINE = "command line"
+META_VARIABLES = {"int": "N", "float": "X", "int_or_float": "N", "str": "TEXT", "path": "PATH"}
+ARGPARSE_MESSAGES = (  # argparse's words -> ours
+    (r"^argument (--\w+): expected one argument$", r"\1 needs a value, none was given"),
+    (r"^argument (--\w+): ignored explicit argument", r"\1 takes no value, got"),
+    (r"^ambiguous option: (\S+) could match (.*)$", r"\1 is short for more than one flag: \2"),
+)
+NO_KEYS_OF_A_FILE = ("config_file", "output_config")
+
+Options = TypeVar("Options", bound=OptionGroup)
+
+
+@dataclass
+class Reading:
+    """What has been read so far, and what was wrong with it."""
+
+    flags: dict[str, Flag]
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)  # options whose value could not be used
+    problems: list[str] = field(default_factory=list)
+    is_complete: bool = True  # False where a file could not be read, so that nothing is known to be missing
+
+    def add(self, name: str, given: Given) -> None:
+        """Take a value over what was there before, or note why it cannot be used."""
+        flag = self.flags[name]
+        try:
+            value = convert(flag, given.value)
+        except Mismatch as mismatch:
+            self.failed.add(name)
+            self.problems.append(f"{_place(name, given.source)} must be {mismatch}, got {_shown(given.value)}")
+            return
+        self.values[name] = value
+        self.sources.pop(name, None)
+        if not is_unset(given.value):
+            self.sources[name] = given.source
+
+
+def read_options(options_type: type[Options], argv: list[str] | None = None) -> Options:
+    """The options of a run; a `UserError` names all that is wrong, and --output_config ends the script here."""
+    reading = Reading(flags_of(options_type))
+    command_line = _read_command_line(reading, options_type, argv)
+    writes_config = "output_config" in command_line
+    config_file = command_line.get("config_file")
+    if config_file and config_file.value and not writes_config:
+        _read_file(reading, config_file.value, "strict_config" in command_line)
+    for name, given in command_line.items():
+        reading.add(name, given)
+    options = options_type(**reading.values, sources=reading.sources)
+    if writes_config:
+        _raise_if_any(reading.problems + ConfigOptions.check(options))
+        _write_and_exit(options, reading.flags)
+    if reading.is_complete:
+        reading.problems += _problems_of_values(options, reading.failed)
+    _raise_if_any(reading.problems)
+    return options
+
+
+def build_parser(options_type: type) -> argparse.ArgumentParser:
+    """A parser that yields what the user wrote, as text, of the options that were given."""
+    parser = _Parser(description=options_type.__doc__, usage="%(prog)s [--config_file PATH] [--FLAG [VALUE ...]] ...")
+    sections = {}
+    for flag in flags_of(options_type).values():
+        if flag.group not in sections:
+            sections[flag.group] = parser.add_argument_group(flag.group.__doc__)
+        sections[flag.group].add_argument(f"--{flag.name}", **_argparse_arguments(flag))
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        for pattern, words in ARGPARSE_MESSAGES:
+            message = re.sub(pattern, words, message)
+        raise UserError(message)
+
+
+def _argparse_arguments(flag: Flag) -> dict[str, Any]:
+    shown_default = "" if flag.default in (None, False, "") else f" (default: {flag.default})"
+    arguments = {"help": (flag.help + shown_default).replace("%", "%%"), "default": argparse.SUPPRESS}
+    if flag.kind == "bool":
+        return {**arguments, "action": "store_true"}
+    choices = "{" + ",".join(str(choice) for choice in flag.choices) + "}" if flag.choices else None
+    arguments["metavar"] = choices or META_VARIABLES[flag.kind]
+    return {**arguments, "nargs": "*"} if flag.is_list else arguments
+
+
+def _read_command_line(reading: Reading, options_type: type, argv: list[str] | None) -> dict[str, Given]:
+    namespace, rest = build_parser(options_type).parse_known_args(argv)
+    reading.problems += _problems_of_rest(rest, reading.flags)
+    given = {name: Given(value, COMMAND_LINE) for name, value in vars(namespace).items()}
+    return _renamed(given, reading.flags)
+
+
+def _problems_of_rest(words: list[str], flags: dict[str, Flag]) -> list[str]:
+    """A sentence for each word the parser did not know; words after an unknown flag are its values."""
+    problems = []
+    for word in words:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            problems.append(f"{name} is not a flag of this script{_nearest(name.lstrip('-'), flags, '--')}")
+        elif not problems:
+            problems.append(f"{word!r} on the command line belongs to no flag: switches take no value")
+    return problems
+
+
+def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
+    try:
+        given = read_config(config_path(config_file))
+    except UserError as error:
+        reading.problems += error.problems
+        reading.is_complete = False
+        return
+    unknown = []
+    for name, entry in _renamed(given, reading.flags).items():
+        if name in NO_KEYS_OF_A_FILE:
+            logger.warning("%s: %s counts on the command line only", entry.source, name)
+        elif name in reading.flags:
+            reading.add(name, entry)
+        else:
+            nearest = _nearest(name, reading.flags)
+            unknown.append(f"{entry.source}: {name} is not an option of this script{nearest}")
+    if strict or reading.values.get("strict_config"):
+        reading.problems += unknown
+    else:
+        for sentence in unknown:
+            logger.warning("%s; it is ignored", sentence)
+
+
+def _renamed(given: dict[str, Given], flags: dict[str, Flag]) -> dict[str, Given]:
+    renamed, notes = rename_aliases(given, flags)
+    for note in notes:
+        logger.warning(note)
+    return renamed
+
+
+def _nearest(name: str, flags: dict[str, Flag], prefix: str = "") -> str:
+    """ "; did you mean NAME?" for a name that is not known, or nothing."""
+    name = name.replace("-", "_")
+    aliases = {alias: flag.name for flag in flags.values() for alias in flag.aliases}
+    found = [aliases[name]] if name in aliases else difflib.get_close_matches(name, flags, n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def _place(name: str, source: str) -> str:
+    return f"--{name}" if source == COMMAND_LINE else f"{source}: {name}"
+
+
+def _shown(value: Any) -> str:
+    """The value as it would be written in TOML or on the command line."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _problems_of_values(options: OptionGroup, failed: Iterable[str]) -> list[str]:
+    """What the groups' checks say; nothing about options that already have a problem."""
+    checks = [group.check for group in type(options).__mro__ if "check" in vars(group)]
+    problems = [problem for check in checks for problem in check(options)] + refusals_for(options)
+    return [_with_source(problem, options.sources) for problem in problems if _subject(problem) not in failed]
+
+
+def _subject(problem: str) -> str:
+    """The option that a sentence begins with."""
+    match = re.match(r"--(\w+)", problem)
+    return match[1] if match else ""
+
+
+def _with_source(problem: str, sources: dict[str, str]) -> str:
+    source = sources.get(_subject(problem), COMMAND_LINE)
+    return problem if source == COMMAND_LINE else f"{source}: {problem}"
+
+
+def _raise_if_any(problems: list[str]) -> None:
+    if problems:
+        raise UserError(*problems)
+
+
+def _write_and_exit(options: OptionGroup, flags: dict[str, Flag]) -> NoReturn:
+    path = config_path(options.config_file)
+    write_config(options, flags, path)
+    print(f"wrote the options to {path}")
+    raise SystemExit(0)

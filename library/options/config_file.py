@@ -1,0 +1,143 @@
+"""Options in TOML files: where each key stands, what it is called here, and how a file is written."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from library.errors import UserError
+from library.options.fields import Flag
+
+KEY_LINE = re.compile(r"""\s*(?:[\w-]+\s*\.\s*)?(["']?)([\w-]+)\1\s*=""")
+BACKSLASH_IN_DOUBLE_QUOTES = re.compile(r'"[^"]*\\[^"]*"')
+NEVER_WRITTEN = ("config_file", "output_config", "wandb_api_key", "huggingface_token")
+REASONS = (  # the parser's words -> ours
+    (
+        r"(?:invalid literal for int|could not convert string to float).*?: (.*)",
+        r"\1 is not a value; text needs quotes",
+    ),
+    (
+        r"Invalid date or number.*|This float doesn't have.*",
+        "a value that is neither text in quotes, a number, true nor false",
+    ),
+    (r"Not a homogeneous array.*", "a list of mixed types; beside 0.1 write 0.0 for 0 and 1.0 for 1"),
+)
+ALIASES_THAT_YIELD = {"epoch": "max_train_steps"}  # tools that write both have computed the steps from the epochs
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as the user wrote it, and where."""
+
+    value: Any
+    source: str  # "command line" or "FILE:LINE"
+
+
+def config_path(config_file: str) -> Path:
+    """The path of a configuration; ".toml" is added where it is missing."""
+    return Path(config_file if config_file.endswith(".toml") else f"{config_file}.toml")
+
+
+def read_config(path: Path) -> dict[str, Given]:
+    """All keys of a file; one level of tables is flattened, and of keys that are there twice the last counts."""
+    text = _read_text(path)
+    lines = _lines_of_keys(text)
+    given = {}
+    for key, value in _parse(path, text).items():
+        entries = value if isinstance(value, dict) else {key: value}
+        for name, entry in entries.items():
+            given[name] = Given(entry, f"{path}:{lines[name]}" if name in lines else str(path))
+    return given
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: the file is not in UTF-8: save it with this encoding") from None
+    except FileNotFoundError:
+        raise UserError(f"--config_file: there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"--config_file: cannot read {path}: {error.strerror}") from None
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        values = toml.loads(text)
+    except Exception as error:  # the parser raises IndexError, TypeError and more for some broken files
+        line = getattr(error, "lineno", None)
+        place = f"{path}:{line}" if line else str(path)
+        reason = _plain_reason(error.msg) if isinstance(error, toml.TomlDecodeError) else "quotes or brackets are open"
+        raise UserError(f"{place}: not valid TOML: {reason}{_backslash_hint(text, line)}") from None
+    if _ends_in_open_list(text):
+        raise UserError(f"{path}: not valid TOML: the last list is not closed with ]")
+    return values
+
+
+def _ends_in_open_list(text: str) -> bool:
+    """Whether a list is open at the end, which the parser closes by cutting off the last character."""
+    try:
+        return "end-of-file" not in toml.loads(f"{text}\n[end-of-file]\n")
+    except Exception:
+        return True
+
+
+def _plain_reason(message: str) -> str:
+    """The parser's message in words for someone who has not written it."""
+    for pattern, words in REASONS:
+        message = re.sub(pattern, words, message)
+    return message.strip().rstrip(".")
+
+
+def _backslash_hint(text: str, line: int | None) -> str:
+    lines = text.split("\n")
+    suspects = lines[line - 1 : line] if line else lines
+    if any(BACKSLASH_IN_DOUBLE_QUOTES.search(suspect) for suspect in suspects):
+        return r"; write Windows paths in single quotes ('C:\pictures') or with / (" + '"C:/pictures")'
+    return ""
+
+
+def _lines_of_keys(text: str) -> dict[str, int]:
+    """The line, from 1, on which each key stands last."""
+    matches = ((number, KEY_LINE.match(line)) for number, line in enumerate(text.split("\n"), start=1))
+    return {match[2]: number for number, match in matches if match}
+
+
+def rename_aliases(given: dict[str, Given], flags: dict[str, Flag]) -> tuple[dict[str, Given], list[str]]:
+    """The same values under the flags' own names, and a line to show for each other name in use."""
+    names = {alias: flag.name for flag in flags.values() for alias in flag.aliases}
+    renamed = {name: entry for name, entry in given.items() if name not in names}
+    notes = []
+    for alias in [name for name in given if name in names]:
+        stronger = [name for name in (names[alias], ALIASES_THAT_YIELD.get(alias)) if name in renamed]
+        if stronger:
+            notes.append(f"{given[alias].source}: {alias} is ignored, {stronger[0]} is given too")
+        else:
+            notes.append(f"{given[alias].source}: {alias} is read as {names[alias]}")
+            renamed[names[alias]] = given[alias]
+    return renamed, notes
+
+
+def write_config(options: Any, flags: dict[str, Flag], path: Path) -> None:
+    """Write what differs from the defaults, but no secrets; an existing file is left alone."""
+    if path.exists():
+        raise UserError(f"--output_config does not overwrite: {path} is there already")
+    values = {name: getattr(options, name) for name, flag in flags.items() if name not in NEVER_WRITTEN}
+    lines = [f"{name} = {_to_toml(value)}\n" for name, value in values.items() if value != flags[name].default]
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("".join(lines), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"--output_config cannot write {path}: {error.strerror}") from None
+
+
+def _to_toml(value: Any) -> str:
+    """A value in TOML, whose strings, numbers, truth values and lists are JSON's."""
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

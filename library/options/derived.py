@@ -1,0 +1,81 @@
+"""Values that follow from options; the options themselves are never changed."""
+
+import ast
+import re
+from typing import Any
+
+from library.errors import UserError
+
+
+def resolution_wh(options: Any) -> tuple[int, int]:
+    """Width and height in pixels of `--resolution`, written "512", "512,768" or "512x768"."""
+    text = options.resolution
+    if text is None:
+        raise UserError("--resolution is required, for example 512,512 (width,height)")
+    match = re.fullmatch(r"\s*(\d+)\s*(?:[,xX]\s*(\d+)\s*)?", text)
+    if match is None or 0 in (sides := [int(side) for side in match.groups(default=match[1])]):
+        raise UserError(f"--resolution must be a size such as 512 or 512,768 (width,height), got {text!r}")
+    return sides[0], sides[1]
+
+
+def optimizer_name(options: Any) -> str:
+    """The optimizer's name as the user wrote it; AdamW where nothing says otherwise."""
+    if options.use_8bit_adam:
+        return "AdamW8bit"
+    if options.use_lion_optimizer:
+        return "Lion"
+    return options.optimizer_type or "AdamW"
+
+
+def is_schedule_free(name: str) -> bool:
+    """Whether an optimizer of this name brings its own schedule of the learning rate."""
+    return name.lower().endswith("schedulefree")
+
+
+def caption_extension(options: Any) -> str:
+    """The ending of caption files, with its dot; the misspelt flag of old scripts goes first."""
+    extension = options.caption_extention or options.caption_extension
+    return extension if extension.startswith(".") else f".{extension}"
+
+
+def caches_latents(options: Any) -> bool:
+    """Whether latents are computed once; caching to disk implies it."""
+    return options.cache_latents or options.cache_latents_to_disk
+
+
+def learning_rates(options: Any) -> tuple[float, float]:
+    """Learning rates of text encoder and U-Net; only None falls back to --learning_rate, 0 means not trained."""
+    text_encoder = options.text_encoder_lr[0] if options.text_encoder_lr else options.learning_rate
+    unet = options.learning_rate if options.unet_lr is None else options.unet_lr
+    return text_encoder, unet
+
+
+def parse_key_values(items: list[str] | None, flag: str) -> dict[str, Any]:
+    """The arguments of an optimizer or scheduler: Python literals, and a bare word is a string."""
+    arguments = {}
+    for item in items or []:
+        key, separator, text = item.partition("=")
+        if not key.strip() or not separator or "=" in text:
+            raise UserError(f"--{flag} takes key=value with one equals sign, got {item!r}")
+        arguments[key.strip()] = _literal(text.strip())
+    return arguments
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def network_arguments(options: Any) -> dict[str, str]:
+    """`--network_args` split at the first equals sign; the values stay strings."""
+    arguments = {}
+    for item in options.network_args or []:
+        key, separator, text = item.partition("=")
+        if not key.strip() or not separator:
+            raise UserError(f"--network_args takes key=value, got {item!r}")
+        if re.search(r"\s\w+=", text):
+            raise UserError(f"--network_args takes one key=value an item, got {item!r}: write them as separate items")
+        arguments[key.strip()] = text
+    return arguments

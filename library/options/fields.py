@@ -1,0 +1,89 @@
+"""How an option is declared, once, as a field of a frozen dataclass, and what a flag knows of its declaration."""
+
+import inspect
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag_type: str | None = None,
+    choices: tuple | None = None,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that is a flag; its type comes from the annotation unless `flag_type` says "path"."""
+    return field(
+        default=default, metadata={"help": help, "flag_type": flag_type, "choices": choices, "aliases": aliases}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """What all groups of options share."""
+
+    # option -> "command line" or "FILE:LINE", for those the user set
+    sources: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def check(self) -> list[str]:
+        """Sentences on values of this group that cannot work; each begins with its flag."""
+        return []
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One option as the command line and a configuration file see it."""
+
+    name: str
+    kind: str  # "bool", "int", "float", "int_or_float", "str" or "path"
+    is_list: bool
+    default: Any
+    help: str
+    choices: tuple | None
+    aliases: tuple[str, ...]  # names other tools use for it in configuration files
+    group: type
+
+
+def flags_of(options_type: type) -> dict[str, Flag]:
+    """The flags of an options class by name, group after group in the order of inheritance."""
+    declared = {item.name: item for item in fields(options_type) if "help" in item.metadata}
+    flags = {}
+    for group in options_type.__mro__:
+        for name, annotation in inspect.get_annotations(group).items():
+            if name in declared and name not in flags:
+                flags[name] = _flag(group, annotation, declared[name])
+    return flags
+
+
+def _flag(group: type, annotation: Any, declared: Any) -> Flag:
+    kind, is_list = _kind(annotation)
+    metadata = declared.metadata
+    return Flag(
+        name=declared.name,
+        kind=metadata["flag_type"] or kind,
+        is_list=is_list,
+        default=declared.default,
+        help=metadata["help"],
+        choices=metadata["choices"],
+        aliases=metadata["aliases"],
+        group=group,
+    )
+
+
+def _kind(annotation: Any) -> tuple[str, bool]:
+    """The kind of value and whether a list of them, e.g. `list[float] | None` -> ("float", True)."""
+    members = [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+    if set(members) == {int, float}:
+        return "int_or_float", False
+    (member,) = members
+    if typing.get_origin(member) is list:
+        return KINDS[typing.get_args(member)[0]], True
+    return KINDS[member], False

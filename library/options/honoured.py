@@ -1,0 +1,125 @@
+"""Options that are accepted but not, or not yet, acted on; those that change what is trained are refused."""
+
+from typing import Any
+
+from library.options.fields import flags_of
+
+_ONE_PROCESS = "training runs without the settings of several GPUs"
+_NO_UPLOAD = "files stay on this computer"
+_NO_WANDB = "curves are written for TensorBoard only"
+_NO_VALIDATION = "no validation loss is computed"
+_NO_DEEPSPEED = "DeepSpeed is not used"
+
+# flag -> what happens instead
+NOT_HONOURED: dict[str, str] = {
+    "dataset_config": "the dataset is described by --train_data_dir and the other flags",
+    "in_json": "captions come from files beside the pictures",
+    "dataset_class": "the built-in dataset is the only one",
+    "dataset_repeats": "the repeats are in the folder names",
+    "conditioning_data_dir": "conditioning pictures are not read",
+    "debug_dataset": "training starts as usual",
+    "cache_info": "captions and sizes are read from the pictures each time",
+    "face_crop_aug_range": "pictures are cropped without regard to faces",
+    "alpha_mask": "transparent parts of a picture would count in full",
+    "masked_loss": "the whole picture would count",
+    "validation_split": "all pictures would be trained, none held out",
+    "validation_seed": _NO_VALIDATION,
+    "validate_every_n_steps": _NO_VALIDATION,
+    "validate_every_n_epochs": _NO_VALIDATION,
+    "max_validation_steps": _NO_VALIDATION,
+    "weighted_captions": "brackets and weights would be trained as text",
+    "torch_compile": "the model runs without compilation",
+    "dynamo_backend": "the model runs without compilation",
+    "mem_eff_attn": "PyTorch's own attention is used",
+    "cpu_offload_checkpointing": "checkpointed values stay on the GPU",
+    "fp8_base": "the base model would keep its number format",
+    "fp8_base_unet": "the base model would keep its number format",
+    "ddp_timeout": _ONE_PROCESS,
+    "ddp_gradient_as_bucket_view": _ONE_PROCESS,
+    "ddp_static_graph": _ONE_PROCESS,
+    "deepspeed": "training would run without it",
+    "zero_stage": _NO_DEEPSPEED,
+    "offload_optimizer_device": _NO_DEEPSPEED,
+    "offload_optimizer_nvme_path": _NO_DEEPSPEED,
+    "offload_param_device": _NO_DEEPSPEED,
+    "offload_param_nvme_path": _NO_DEEPSPEED,
+    "zero3_init_flag": _NO_DEEPSPEED,
+    "zero3_save_16bit_model": _NO_DEEPSPEED,
+    "fp16_master_weights_and_gradients": _NO_DEEPSPEED,
+    "fused_backward_pass": "the optimizer takes its step after the backward pass",
+    "huggingface_repo_id": _NO_UPLOAD,
+    "huggingface_repo_type": _NO_UPLOAD,
+    "huggingface_path_in_repo": _NO_UPLOAD,
+    "huggingface_token": _NO_UPLOAD,
+    "huggingface_repo_visibility": _NO_UPLOAD,
+    "save_state_to_huggingface": _NO_UPLOAD,
+    "async_upload": _NO_UPLOAD,
+    "resume_from_huggingface": "training would start anew; download the state and give its folder to --resume",
+    "log_with": _NO_WANDB,
+    "log_tracker_config": "the tracker keeps its own settings",
+    "wandb_run_name": _NO_WANDB,
+    "wandb_api_key": _NO_WANDB,
+    "dim_from_weights": "the rank would be --network_dim",
+    "base_weights": "nothing would be merged into the base model; merge the files into it first",
+    "base_weights_multiplier": "nothing is merged into the base model",
+    "scale_weight_norms": "norms would not be limited",
+    "v2": "Stable Diffusion 2.x models cannot be trained",
+    "lowram": "models are loaded the same way with and without it",
+    "highvram": "memory is used the same way with and without it",
+}
+
+# of these, the ones without which something else would be trained than was asked for
+REFUSED = frozenset(
+    {
+        *("dataset_config", "in_json", "dataset_class", "masked_loss", "alpha_mask", "validation_split"),
+        *("weighted_captions", "base_weights", "dim_from_weights", "scale_weight_norms", "v2", "deepspeed"),
+        *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
+    }
+)
+HONOURED_VALUES = {"log_with": ("tensorboard",)}
+
+# option -> the option without which it has no effect
+ONLY_WITH = {
+    "sample_every_n_steps": "sample_prompts",
+    "sample_every_n_epochs": "sample_prompts",
+    "sample_at_first": "sample_prompts",
+    "noise_offset_random_strength": "noise_offset",
+    "ip_noise_gamma_random_strength": "ip_noise_gamma",
+    "bucket_no_upscale": "enable_bucket",
+}
+
+
+def refusals_for(options: Any) -> list[str]:
+    """An error sentence for each option that is set and whose neglect would change what is trained."""
+    return [
+        f"--{name} is not supported yet: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name in REFUSED
+    ]
+
+
+def warnings_for(options: Any) -> list[str]:
+    """A sentence for each option that is set and has no effect here."""
+    warnings = [
+        f"--{name} has no effect: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name not in REFUSED
+    ]
+    warnings += [
+        f"--{name} has no effect without --{needed}"
+        for name, needed in ONLY_WITH.items()
+        if getattr(options, name) and not getattr(options, needed)
+    ]
+    if options.zero_terminal_snr and not options.v_parameterization:
+        warnings.append("--zero_terminal_snr is meant for --v_parameterization: a model that predicts noise may suffer")
+    if options.xformers and options.sdpa:
+        warnings.append("--xformers and --sdpa are both given; one is enough, and xformers goes first")
+    return warnings
+
+
+def _not_honoured(options: Any) -> list[str]:
+    """Names of the options of the table that are set to something else than their default."""
+    flags = flags_of(type(options))
+    return [
+        name
+        for name in NOT_HONOURED
+        if name in flags
+        and getattr(options, name) != flags[name].default
+        and getattr(options, name) not in HONOURED_VALUES.get(name, ())
+    ]
