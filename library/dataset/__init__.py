@@ -1,0 +1,1 @@
+"""From folders of pictures to batches. Needs no torch up to dataset.py."""

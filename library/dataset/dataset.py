@@ -1,0 +1,164 @@
+"""From draws to batches: pictures or cached latents, captions and sizes as one training step sees them."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from library.dataset import images
+from library.dataset.buckets import (
+    BucketChoice,
+    BucketSampler,
+    Draw,
+    bucket_settings,
+    choose_buckets,
+    registered_repeats,
+)
+from library.dataset.cache import CachedLatents, read_latents
+from library.dataset.captions import process_caption
+from library.dataset.config import SubsetOptions
+from library.dataset.scan import ScannedDataset, unreadable_reason
+from library.errors import UserError
+from library.families.base import Batch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One draw, ready to be stacked with others of its bucket."""
+
+    caption: str
+    loss_weight: float
+    image: Tensor | None  # [3, H, W] in [-1, 1]; None where latents are cached
+    latents: Tensor | None  # [C, h, w] as the VAE gives them, not scaled
+    original_size_hw: tuple[int, int]  # pixels
+    crop_top_left: tuple[int, int]  # pixels
+    target_size_hw: tuple[int, int]  # pixels
+
+
+class TrainingDataset(torch.utils.data.Dataset[Example]):
+    """Gives the Example of a Draw; everything random about it comes from the draw's seed, whatever the worker."""
+
+    def __init__(self, scanned: ScannedDataset, options: Any, seed: int, max_train_steps: int):
+        self.scanned = scanned
+        self.seed = seed
+        self.max_train_steps = max_train_steps
+        self.prior_loss_weight: float = options.prior_loss_weight
+        self.resize_interpolation: str | None = options.resize_interpolation
+        self.choices: list[BucketChoice] = choose_buckets(scanned.records, bucket_settings(options))
+        self.repeats: list[int] = registered_repeats(scanned.records, scanned.subsets)
+        self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
+        self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
+
+    def __len__(self) -> int:
+        """Pictures in an epoch, with repeats."""
+        return sum(self.repeats)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        record, choice, subset = self.scanned.records[draw.index], self.choices[draw.index], self._subset(draw.index)
+        rng = random.Random(draw.seed)
+        flipped = subset.flip_aug and rng.random() < 0.5
+        caption = process_caption(
+            record.caption, subset, step=draw.step, epoch=draw.epoch, max_train_steps=self.max_train_steps, rng=rng
+        )
+        cached = self._cached(draw.index)
+        width, height = cached.original_size_wh if cached else record.size_wh
+        left, top, right, _ = cached.crop_ltrb if cached else choice.crop_ltrb
+        return Example(
+            caption=caption,
+            loss_weight=self.prior_loss_weight if subset.is_reg else 1.0,
+            image=None if cached else self._augmented_image(draw.index, flipped, rng),
+            latents=_latents(cached, flipped) if cached else None,
+            original_size_hw=(height, width),
+            crop_top_left=(int(top), int(choice.bucket_wh[0] - right if flipped else left)),
+            target_size_hw=(choice.bucket_wh[1], choice.bucket_wh[0]),
+        )
+
+    @property
+    def num_train_images(self) -> int:
+        """Training pictures in an epoch, with repeats."""
+        return sum(s.num_repeats for s in map(self._subset, range(len(self.repeats))) if not s.is_reg)
+
+    @property
+    def num_reg_images(self) -> int:
+        """Regularisation pictures with repeats, before they are balanced with the training pictures."""
+        return sum(s.num_repeats for s in map(self._subset, range(len(self.repeats))) if s.is_reg)
+
+    def sampler(self, batch_size: int, gradient_accumulation_steps: int = 1, num_processes: int = 1) -> BucketSampler:
+        """The batches of every epoch, for a DataLoader's batch_sampler."""
+        buckets = [choice.bucket_wh for choice in self.choices]
+        return BucketSampler(buckets, self.repeats, batch_size, self.seed, gradient_accumulation_steps, num_processes)
+
+    def image(self, index: int) -> Tensor:
+        """A record's picture [3, H, W] in [-1, 1], centre-cropped and not augmented, as its latents are cached."""
+        return torch.from_numpy(images.to_model_input(self._pixels(index)))
+
+    def set_cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
+        """Keep a record's latents [C, h, w] in memory; returns them in the form in which they are written to disk."""
+        cached = CachedLatents(
+            latents=latents.float().cpu().numpy(),
+            original_size_wh=self.scanned.records[index].size_wh,
+            crop_ltrb=self.choices[index].crop_ltrb,
+            latents_flipped=None if flipped is None else flipped.float().cpu().numpy(),
+        )
+        self.latents[index] = cached
+        return cached
+
+    def _subset(self, index: int) -> SubsetOptions:
+        return self.scanned.subsets[self.scanned.records[index].subset]
+
+    def _cached(self, index: int) -> CachedLatents | None:
+        if index in self.latents_paths:
+            return read_latents(self.latents_paths[index])
+        return self.latents.get(index)
+
+    def _augmented_image(self, index: int, flipped: bool, rng: random.Random) -> Tensor:
+        subset = self._subset(index)
+        pixels = self._pixels(index, rng if subset.random_crop else None)
+        if flipped:
+            pixels = images.flip(pixels)
+        if subset.color_aug:
+            pixels = images.color_augmented(pixels, rng)
+        return torch.from_numpy(images.to_model_input(pixels))
+
+    def _pixels(self, index: int, random_crop: random.Random | None = None) -> np.ndarray:
+        """The picture [H, W, 3] uint8 at the size of its bucket."""
+        path, choice = self.scanned.records[index].path, self.choices[index]
+        try:
+            image = images.load_image(path)
+        except Exception as error:  # Pillow's readers raise many kinds on damaged files
+            raise UserError(f"1 picture cannot be read: {path} ({unreadable_reason(path, error)})") from error
+        return images.resize_and_crop(
+            image, choice.resized_wh, choice.bucket_wh, self.resize_interpolation, random_crop
+        )[0]
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """The batch of examples of one bucket, all with pictures or all with latents."""
+    return Batch(
+        captions=[example.caption for example in examples],
+        loss_weights=torch.tensor([example.loss_weight for example in examples]),
+        images=_stacked([example.image for example in examples]),
+        latents=_stacked([example.latents for example in examples]),
+        conds=None,
+        alpha_masks=None,
+        original_sizes_hw=torch.tensor([example.original_size_hw for example in examples]),
+        crop_top_lefts=torch.tensor([example.crop_top_left for example in examples]),
+        target_sizes_hw=torch.tensor([example.target_size_hw for example in examples]),
+    )
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    assert len(present) in (0, len(tensors)), "a batch mixes cached latents with pictures"
+    return torch.stack(present) if present else None
+
+
+def _latents(cached: CachedLatents, flipped: bool) -> Tensor:
+    latents = cached.latents_flipped if flipped else cached.latents
+    assert latents is not None, "--flip_aug needs cached latents of the mirrored picture"
+    return torch.from_numpy(latents)

@@ -1,0 +1,67 @@
+"""What training needs to know of a model, whatever its family.
+
+Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
+
+
+@dataclass
+class Batch:
+    """What one training step sees of the dataset."""
+
+    captions: list[str]
+    loss_weights: Tensor  # [B]; prior_loss_weight for regularisation pictures, else 1
+    images: Tensor | None  # [B, 3, H, W] in [-1, 1]; None where latents are cached
+    latents: Tensor | None  # [B, C, h, w] as the VAE gives them, not scaled
+    conds: Conds | None  # text encoder outputs where they are cached
+    alpha_masks: Tensor | None  # [B, H, W] in [0, 1]
+    original_sizes_hw: Tensor  # [B, 2] pixels
+    crop_top_lefts: Tensor  # [B, 2] pixels
+    target_sizes_hw: Tensor  # [B, 2] pixels
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its pictures, latents, masks and weights on the device; sizes stay where they are."""
+        moved = dict(self.__dict__)
+        for name in ("loss_weights", "images", "latents", "alpha_masks"):
+            if moved[name] is not None:
+                moved[name] = moved[name].to(device, non_blocking=True)
+        if self.conds is not None:
+            moved["conds"] = {name: value.to(device, non_blocking=True) for name, value in self.conds.items()}
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class AdapterTarget:
+    """A layer that an adapter may change."""
+
+    name: str  # prefix in the file: "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    layer: nn.Module  # the Linear or Conv2d
+    part: str  # "unet", "te", "te1", "te2": what has its own learning rate
+
+
+class ModelFamily(Protocol):
+    """The questions a training script asks of a model."""
+
+    name: str  # "sd"; suffix of cache files
+    device: torch.device
+    dtype: torch.dtype  # of the frozen weights
+
+    def latents(self, batch: Batch) -> Tensor: ...  # [B, C, h, w], scaled as the U-Net sees them
+
+    def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
+
+    def conds(self, batch: Batch) -> Conds: ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch) -> Tensor: ...
+
+    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
+
+    def metadata(self) -> dict[str, str]: ...
