@@ -1,0 +1,79 @@
+"""CLIP text conditioning: the tokenizer, captions longer than 75 tokens, clip_skip."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+MERGES_PATH = Path(__file__).parent / "assets" / "clip" / "merges.txt"
+CHUNK = 75  # tokens of content in one pass of the encoder; BOS and EOS make 77
+
+
+def byte_symbols() -> list[str]:
+    """The 256 printable characters that stand for bytes in CLIP's vocabulary, in vocabulary order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(code) for code in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+
+
+@cache
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token -> id, and the merges in order; both follow from the merges file alone (49,408 tokens)."""
+    lines = MERGES_PATH.read_text(encoding="utf-8").splitlines()[1:]
+    merges = [tuple(line.split()) for line in lines]
+    symbols = byte_symbols()
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def build_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """CLIP's tokenizer from the merges shipped here; `pad_token` is "!" for OpenCLIP encoders."""
+    vocabulary, merges = clip_vocabulary()
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=77)
+    assert len(tokenizer) == 49408, "the installed transformers read the CLIP vocabulary wrongly"
+    return tokenizer
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str], num_chunks: int = 1) -> Tensor:
+    """Token ids [B, num_chunks, 77]: each chunk is BOS, 75 tokens of the caption, and an end token."""
+    length = num_chunks * CHUNK + 2
+    encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=length)
+    ids = torch.tensor(encoded.input_ids)  # [B, length]
+    chunks = ids[:, 1:-1].unflatten(1, (num_chunks, CHUNK))
+    first, last = ids[:, :1].unsqueeze(1), ids[:, -1:].unsqueeze(1)
+    ends = [part.expand(-1, num_chunks, -1) for part in (first, last)]
+    chunks = torch.cat([ends[0], chunks, ends[1]], dim=2)
+    return chunks if tokenizer.pad_token_id == tokenizer.eos_token_id else _with_own_ends(chunks, tokenizer)
+
+
+def _with_own_ends(chunks: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
+    """Where padding is not EOS, a chunk that ends in content ends in EOS, and an empty one starts with it."""
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    chunks = chunks.clone()
+    before_last = chunks[:, :, -2]
+    chunks[:, :, -1] = torch.where((before_last != eos) & (before_last != pad), eos, chunks[:, :, -1])
+    chunks[:, :, 0] = bos
+    chunks[:, :, 1] = torch.where(chunks[:, :, 1] == pad, eos, chunks[:, :, 1])
+    return chunks
+
+
+def count_tokens(tokenizer: CLIPTokenizer, caption: str) -> int:
+    """Tokens of a caption without BOS and EOS."""
+    return len(tokenizer(caption).input_ids) - 2
+
+
+def encode(text_encoder: CLIPTextModel, ids: Tensor, clip_skip: int | None) -> Tensor:
+    """Hidden states [B, 75 n + 2, D] of token ids [B, n, 77].
+
+    clip_skip k takes the k-th hidden state from the end through the final layer norm; None and 1 are the last layer.
+    """
+    batch_size, num_chunks, _ = ids.shape
+    output = text_encoder(ids.flatten(0, 1), output_hidden_states=clip_skip is not None)
+    if clip_skip is None:
+        hidden = output.last_hidden_state
+    else:
+        hidden = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(output.hidden_states[-clip_skip])
+    hidden = hidden.unflatten(0, (batch_size, num_chunks))  # [B, n, 77, D]
+    return torch.cat([hidden[:, 0, :1], hidden[:, :, 1:-1].flatten(1, 2), hidden[:, -1, -1:]], dim=1)

@@ -1,0 +1,195 @@
+"""What a checkpoint is, read from its header alone: no torch, no weights, no code of a pickle run."""
+
+import json
+import pickletools
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.errors import UserError
+
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Where a base model lies and which kind it is."""
+
+    path: Path
+    kind: str  # a key of KINDS
+    is_folder: bool
+
+    @property
+    def description(self) -> str:
+        return KINDS[self.kind]
+
+
+KINDS = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd1_inpainting": "Stable Diffusion 1.x inpainting model",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL base model",
+    "sdxl_refiner": "Stable Diffusion XL refiner",
+    "sd3": "Stable Diffusion 3 model",
+    "flux": "FLUX model",
+    "lumina2": "Lumina Image 2 or Z-Image model",
+    "pixart": "PixArt model",
+    "unet_only": "U-Net without text encoder",
+    "vae": "VAE, not a whole model",
+    "adapter": "LoRA or similar adapter, not a base model",
+    "embedding": "textual-inversion embedding, not a base model",
+    "text_encoder": "text encoder, not a whole model",
+    "unknown": "file whose weights have names that no Stable Diffusion model has",
+}
+
+PIPELINE_KINDS = {
+    "StableDiffusionPipeline": "sd1",
+    "StableDiffusionImg2ImgPipeline": "sd1",
+    "StableDiffusionInpaintPipeline": "sd1_inpainting",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl_refiner",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "Lumina2Pipeline": "lumina2",
+    "ZImagePipeline": "lumina2",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+}
+
+
+def inspect_checkpoint(path_text: str, flag: str = "--pretrained_model_name_or_path") -> CheckpointInfo:
+    """The kind of the base model at the path; UserError where there is none."""
+    path = Path(path_text)
+    if path.is_dir():
+        return CheckpointInfo(path, _kind_of_folder(path, flag), is_folder=True)
+    if not path.is_file():
+        raise UserError(_missing_sentence(path_text, flag))
+    if path.suffix.lower() not in WEIGHT_SUFFIXES:
+        raise UserError(
+            f"{flag}: {path} is not a checkpoint; give a .safetensors or .ckpt file or a diffusers model folder"
+        )
+    return CheckpointInfo(path, kind_of_shapes(read_shapes(path, flag)), is_folder=False)
+
+
+def require_kind(
+    info: CheckpointInfo, accepted: tuple[str, ...], flag: str = "--pretrained_model_name_or_path"
+) -> None:
+    """UserError unless the checkpoint is of a kind that this script trains."""
+    if info.kind not in accepted:
+        wanted = " or ".join(KINDS[kind] for kind in accepted)
+        raise UserError(f"{flag}: {info.path} is a {info.description}; this script trains {wanted} models")
+
+
+def read_shapes(path: Path, flag: str) -> dict[str, tuple[int, ...] | None]:
+    """Weight names and shapes of a checkpoint file (shape None where a pickle does not tell)."""
+    if path.suffix.lower() == ".safetensors":
+        return _shapes_of_safetensors(path, flag)
+    return dict.fromkeys(_names_in_pickle(path, flag))
+
+
+def _missing_sentence(path_text: str, flag: str) -> str:
+    path = Path(path_text)
+    if not path.parent.is_dir():
+        return f"{flag}: {path_text} does not exist (there is no folder {path.parent}); give the path of a checkpoint"
+    if path_text.count("/") == 1 and not path_text.startswith((".", "/", "~")) and not path.suffix:
+        return (
+            f"{flag}: there is no folder {path_text} here; nothing is downloaded, so if this is a name on the "
+            "Hugging Face hub, download the model first and give the path of its folder or .safetensors file"
+        )
+    neighbours = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)[:5]
+    found = f"; {path.parent} has {', '.join(neighbours)}" if neighbours else ""
+    return f"{flag}: the file {path_text} does not exist{found}"
+
+
+def _kind_of_folder(path: Path, flag: str) -> str:
+    index_path = path / "model_index.json"
+    if not index_path.is_file():
+        raise UserError(f"{flag}: the folder {path} is not a diffusers model: it has no model_index.json")
+    index = json.loads(index_path.read_text(encoding="utf-8"))
+    kind = PIPELINE_KINDS.get(index.get("_class_name", ""), "unknown")
+    unet_config = path / "unet" / "config.json"
+    if kind == "sd1" and unet_config.is_file():
+        config = json.loads(unet_config.read_text(encoding="utf-8"))
+        if config.get("in_channels", 4) != 4:
+            return "sd1_inpainting"
+        if config.get("cross_attention_dim") == 1024:
+            return "sd2"
+    return kind
+
+
+def _shapes_of_safetensors(path: Path, flag: str) -> dict[str, tuple[int, ...] | None]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if size < 8 or header_size > min(size - 8, MAX_HEADER_BYTES):
+            raise UserError(f"{flag}: {path} is not a safetensors file or was cut off ({size} bytes); get it again")
+        try:
+            header = json.loads(file.read(header_size))
+            header.pop("__metadata__", None)
+            expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise UserError(f"{flag}: {path} has a broken safetensors header; get the file again") from None
+    if size < expected:
+        raise UserError(
+            f"{flag}: {path} is cut off: its header promises {expected} bytes, it has {size}; get the file again"
+        )
+    return shapes
+
+
+def _names_in_pickle(path: Path, flag: str) -> list[str]:
+    """The strings of a torch pickle's index; the pickle is only scanned, never run."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{flag}: {path} is not a checkpoint that can be read safely (no torch zip archive, or cut off); "
+            "get the .safetensors version of this model"
+        )
+    with zipfile.ZipFile(path) as archive:
+        index = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if not index:
+            raise UserError(f"{flag}: {path} is a zip archive but no torch checkpoint")
+        data = archive.read(index[0])
+    return [argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
+
+
+def kind_of_shapes(shapes: dict[str, tuple[int, ...] | None]) -> str:
+    """The kind of model that weights of these names and shapes are (shapes may be None)."""
+
+    def has(*fragments: str) -> bool:
+        return any(all(fragment in name for fragment in fragments) for name in shapes)
+
+    if has("joint_blocks.0."):
+        return "sd3"
+    if has("double_blocks.0."):
+        return "flux"
+    if has("context_refiner.0."):
+        return "lumina2"
+    if has("scale_shift_table"):
+        return "pixart"
+    if has("model.diffusion_model.input_blocks."):
+        return _kind_of_ldm_unet(shapes, has)
+    if has(".lora_down.") or has(".lora_A.") or has("hada_w1") or has("lokr_w1") or has("oft_blocks"):
+        return "adapter"
+    if has("decoder.conv_in.") and has("encoder.conv_in."):
+        return "vae"
+    if has("emb_params") or has("string_to_param"):
+        return "embedding"
+    if has("embeddings.token_embedding") or has("encoder.embed_tokens") or has("shared.weight"):
+        return "text_encoder"
+    if has("down_blocks.0.") or has("input_blocks.0."):
+        return "unet_only"
+    return "unknown"
+
+
+def _kind_of_ldm_unet(shapes: dict[str, tuple[int, ...] | None], has) -> str:
+    first_convolution = shapes.get("model.diffusion_model.input_blocks.0.0.weight")
+    if has("conditioner.embedders.1."):
+        return "sdxl"
+    if has("conditioner.embedders.0."):
+        return "sdxl_refiner"
+    if has("cond_stage_model.model."):
+        return "sd2"
+    if not has("cond_stage_model.transformer."):
+        return "unet_only"
+    return "sd1_inpainting" if first_convolution and first_convolution[1] != 4 else "sd1"

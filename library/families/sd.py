@@ -1,0 +1,188 @@
+"""Stable Diffusion 1.x: what the model is made of, and how training asks it."""
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+from transformers.utils import logging as transformers_logging
+
+from library.errors import UserError
+from library.families import checkpoints, clip
+from library.families.base import AdapterTarget, Batch, Conds
+from library.families.detect import inspect_checkpoint
+from library.options.groups import ModelOptions
+
+logger = logging.getLogger(__name__)
+
+LATENT_SCALE = 0.18215  # arXiv:2112.10752, appendix G
+MAX_REMEMBERED_CAPTIONS = 512  # conditioning of a frozen text encoder kept on the device, 0.24 MB each in fp32
+
+TEXT_CLASSES = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+UNET_CLASSES = ("Transformer2DModel",)
+UNET_CONV_CLASSES = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+
+
+class Sd:
+    """U-Net, VAE, CLIP text encoder and tokenizer of an SD 1.x checkpoint."""
+
+    name = "sd"
+    kinds = ("sd1",)
+    latent_scale = LATENT_SCALE
+
+    def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype):
+        self.options = options
+        self.device = device
+        self.dtype = dtype
+        self.vae_dtype = torch.float32 if options.no_half_vae else dtype
+        self.tokenizer = clip.build_tokenizer()
+        self.text_encoder, self.vae, self.unet = load_models(options, dtype, self.vae_dtype)
+        for model in (self.text_encoder, self.vae, self.unet):
+            model.requires_grad_(False).eval()
+        self.unet.to(device)
+        self.text_encoder.to(device)
+        self.trains_text_encoder = False
+        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
+
+    @property
+    def num_chunks(self) -> int:
+        """Passes of 75 tokens that a caption gets."""
+        return (self.options.max_token_length or clip.CHUNK) // clip.CHUNK
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass; needs train mode, which changes nothing else in SD 1.x."""
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()
+        if self.trains_text_encoder:
+            self.text_encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.text_encoder.train()
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents [B, 4, h, w], not scaled, sampled from the VAE's posterior of images [B, 3, H, W] in [-1, 1]."""
+        self.vae.to(self.device)
+        with torch.no_grad():
+            return self.vae.encode(images.to(self.device, self.vae_dtype)).latent_dist.sample().float()
+
+    def release_vae(self) -> None:
+        """Take the VAE off the device once nothing needs it there."""
+        self.vae.to("cpu")
+
+    def latents(self, batch: Batch) -> Tensor:
+        latents = batch.latents if batch.latents is not None else self.encode_images(batch.images)
+        return latents * self.latent_scale
+
+    def conds(self, batch: Batch) -> Conds:
+        if self.trains_text_encoder:
+            return {"hidden": self.encode_text(batch.captions)}
+        return {"hidden": torch.stack([self._remembered_text(caption) for caption in batch.captions])}
+
+    def encode_text(self, captions: list[str], num_chunks: int | None = None) -> Tensor:
+        """Hidden states [B, L, D] of captions, L = 75 num_chunks + 2."""
+        ids = clip.tokenize(self.tokenizer, captions, num_chunks or self.num_chunks).to(self.device)
+        return clip.encode(self.text_encoder, ids, self.options.clip_skip)
+
+    def _remembered_text(self, caption: str) -> Tensor:
+        if caption not in self._remembered:
+            with torch.no_grad():
+                self._remembered[caption] = self.encode_text([caption])[0]
+            if len(self._remembered) > MAX_REMEMBERED_CAPTIONS:
+                self._remembered.popitem(last=False)
+        return self._remembered[caption]
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch) -> Tensor:
+        return self.unet(noisy, timesteps, conds["hidden"], return_dict=False)[0]
+
+    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
+        return sd_adapter_targets(self.text_encoder, self.unet, conv)
+
+    def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
+        """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3."""
+        num_tokens = max(clip.count_tokens(self.tokenizer, text) for text in (prompt, negative_prompt))
+        num_chunks = min(3, max(1, -(-num_tokens // clip.CHUNK)))
+        return {"hidden": self.encode_text([prompt, negative_prompt], num_chunks)}
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] around [-1, 1] of scaled latents [B, 4, h, w]."""
+        self.vae.to(self.device)
+        return self.vae.decode((latents / self.latent_scale).to(self.vae_dtype)).sample
+
+    def metadata(self) -> dict[str, str]:
+        return {
+            "ss_base_model_version": "sd_v1",
+            "modelspec.architecture": "stable-diffusion-v1",
+            "modelspec.implementation": "diffusers",
+            "modelspec.prediction_type": "epsilon",
+        }
+
+
+def load_models(
+    options: ModelOptions, dtype: torch.dtype, vae_dtype: torch.dtype
+) -> tuple[CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
+    """Text encoder, VAE and U-Net from a single file or a diffusers folder, the VAE from `--vae` where given."""
+    info = inspect_checkpoint(options.pretrained_model_name_or_path)
+    if info.is_folder:
+        text_encoder = load_part(CLIPTextModel, info.path / "text_encoder", dtype)
+        unet = load_part(UNet2DConditionModel, info.path / "unet", dtype)
+        vae = None if options.vae else load_part(AutoencoderKL, info.path / "vae", vae_dtype)
+    else:
+        weights = checkpoints.open_checkpoint(info.path)
+        text_encoder = checkpoints.load_text_encoder(weights, dtype)
+        unet = checkpoints.load_unet(weights, dtype)
+        vae = None if options.vae else checkpoints.load_vae(weights, vae_dtype)
+    return text_encoder, vae or load_separate_vae(Path(options.vae), vae_dtype), unet
+
+
+def load_separate_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """A VAE from its own file, from a whole checkpoint, or from a diffusers folder (of a VAE or of a model)."""
+    if not path.is_dir():
+        return checkpoints.load_vae(checkpoints.open_checkpoint(path), dtype)
+    folder = path if (path / "config.json").is_file() else path / "vae"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
+    return load_part(AutoencoderKL, folder, dtype)
+
+
+def load_part(model_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A component of a diffusers folder, from its fp16 variant where the folder has only that one."""
+    if not folder.is_dir():
+        raise UserError(f"the model folder {folder.parent} has no {folder.name}")
+    names = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    variants = [name for name in names if ".fp16." in name]
+    variant = "fp16" if variants and len(variants) == len(names) else None
+    transformers_logging.disable_progress_bar()
+    return model_class.from_pretrained(folder, torch_dtype=dtype, variant=variant, local_files_only=True)
+
+
+def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, conv: bool) -> Iterator[AdapterTarget]:
+    """The layers that kohya's networks adapt, under its names and in its order: text encoder, then U-Net.
+
+    Without `conv` the U-Net's transformers (Linear and 1x1 convolutions); with it also residual blocks and samplers.
+    """
+    for name, layer in layers_inside(text_encoder, TEXT_CLASSES):
+        name = "text_model." + name.removeprefix("text_model.")  # transformers 5.6 dropped this level
+        yield AdapterTarget("lora_te_" + name.replace(".", "_"), layer, "te")
+    for name, layer in layers_inside(unet, UNET_CLASSES + (UNET_CONV_CLASSES if conv else ())):
+        yield AdapterTarget("lora_unet_" + name.replace(".", "_"), layer, "unet")
+
+
+def layers_inside(model: nn.Module, class_names: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Names and layers (Linear, Conv2d) inside modules of the named classes, in kohya's order."""
+    for parent_name, parent in model.named_modules():
+        if type(parent).__name__ not in class_names:
+            continue
+        inside = [(n, m) for n, m in parent.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        for name, layer in sorted(inside, key=lambda pair: transformer_position(pair[0])):
+            yield f"{parent_name}.{name}", layer
+
+
+def transformer_position(name: str) -> tuple[int, int, int]:
+    """Where a layer of a Transformer2DModel stands in a kohya file; its feed-forward comes before cross-attention."""
+    match = re.match(r"transformer_blocks\.(\d+)\.(attn1|ff|attn2)\.", name)
+    if match:
+        return 1, int(match[1]), ("attn1", "ff", "attn2").index(match[2])
+    return (2 if name == "proj_out" else 0), 0, 0

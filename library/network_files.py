@@ -1,0 +1,45 @@
+"""Adapter files: read, write, and the hashes in their metadata."""
+
+import hashlib
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from library.files import written_whole
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pt or .ckpt network file; pickles are loaded weights-only."""
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def write_weights(
+    path: Path, weights: dict[str, Tensor], dtype: torch.dtype | None, metadata: dict[str, str] | None
+) -> None:
+    """Write weights whole, all of them cast to `dtype` where given; metadata goes into safetensors files only."""
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+    if path.suffix == ".safetensors":
+        metadata = (metadata or {}) | content_hashes(weights, metadata or {})
+        data = safetensors.torch.save(weights, {name: str(value) for name, value in metadata.items()})
+        with written_whole(path) as temporary:
+            temporary.write_bytes(data)
+    else:
+        with written_whole(path) as temporary:
+            torch.save(weights, temporary)
+
+
+def content_hashes(weights: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """`sshs_model_hash` (sha256 of the tensor data) and `sshs_legacy_hash` (of a window of the file) as kohya has them.
+
+    Both are of the file as it would be with the ss_ metadata alone.
+    """
+    data = safetensors.torch.save(weights, {k: str(v) for k, v in metadata.items() if k.startswith("ss_")})
+    header_size = int.from_bytes(data[:8], "little")
+    return {
+        "sshs_model_hash": hashlib.sha256(memoryview(data)[8 + header_size :]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],
+    }

@@ -1,0 +1,1 @@
+"""Adapter algorithms, one file each, and scripts that work on their files."""

@@ -1,0 +1,26 @@
+"""`--network_args`: key=value strings read as what an algorithm declares. Needs no torch."""
+
+import difflib
+from collections.abc import Callable
+
+from library.errors import UserError
+
+
+def read_arguments(module: str, declared: dict[str, Callable[[str], object]], given: dict[str, str]) -> dict:
+    """The values given, converted; UserError naming every unknown key and every value that does not fit."""
+    values, problems = {}, []
+    for key, text in given.items():
+        if key not in declared:
+            near = difflib.get_close_matches(key, declared, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(declared)}"
+            problems.append(f"network_args: {module} has no argument {key}; {hint}")
+            continue
+        if text in (None, "", "None"):
+            continue
+        try:
+            values[key] = declared[key](text)
+        except ValueError:
+            problems.append(f"network_args: {key} must be {declared[key].__name__}, got {text!r}")
+    if problems:
+        raise UserError(*problems)
+    return values

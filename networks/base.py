@@ -1,0 +1,181 @@
+"""What every adapter algorithm shares: being attached to layers, grouped for the optimizer, saved and merged.
+
+An algorithm is one file beside this one. It knows one layer: it subclasses `Adapter`, and offers `create_network`.
+Names in files come from the family (`AdapterTarget.name`), so `state_dict()` of a network is the file.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from library.errors import UserError, quoted_list
+from library.families.base import AdapterTarget
+from library.network_files import read_weights, write_weights
+
+logger = logging.getLogger(__name__)
+
+PART_NAMES = {"te": "text encoder", "te1": "text encoder 1", "te2": "text encoder 2", "unet": "U-Net"}
+
+
+class Adapter(nn.Module):
+    """The change of one layer. Subclasses hold the weights and fill in `delta` and `delta_weight`."""
+
+    def __init__(self, target: AdapterTarget, module_dropout: float | None):
+        super().__init__()
+        self.part = target.part
+        self.multiplier = 1.0
+        self.module_dropout = module_dropout
+        self._base = [target.layer]  # in a list, so that the frozen layer is not a child of the network
+        self._base_forward: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def base(self) -> nn.Module:
+        return self._base[0]
+
+    def attach(self) -> None:
+        """Make the base layer add this adapter's change to its output."""
+        self._base_forward = self.base.forward
+        self.base.forward = self.forward
+
+    def detach(self) -> None:
+        """Give the base layer its own forward back."""
+        if self._base_forward is not None:
+            del self.base.forward
+            self._base_forward = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self._base_forward(x)
+        if self.multiplier == 0 or self._is_dropped():
+            return output
+        return output + self.multiplier * self.delta(x).to(output.dtype)
+
+    def _is_dropped(self) -> bool:
+        return bool(self.training and self.module_dropout and torch.rand(1).item() < self.module_dropout)
+
+    def delta(self, x: Tensor) -> Tensor:
+        """The change of the layer's output, at multiplier 1."""
+        raise NotImplementedError
+
+    def delta_weight(self) -> Tensor:
+        """The same as a change of the layer's weight, in the weight's shape."""
+        raise NotImplementedError
+
+    def plus_parameters(self) -> list[nn.Parameter]:
+        """The parameters that LoRA+ gives a higher learning rate (arXiv:2402.12354): those on the output's side."""
+        return []
+
+    @torch.no_grad()
+    def merge(self, multiplier: float = 1.0) -> None:
+        """Add the change to the base layer's weight."""
+        weight = self.base.weight
+        weight.copy_(weight.float() + multiplier * self.delta_weight().to(weight.device, torch.float32))
+
+
+class AdapterNetwork(nn.Module):
+    """Adapters on all targets of a model; each is a child under its name in the file."""
+
+    def __init__(self, adapters: dict[str, Adapter], loraplus_ratios: dict[str, float] | None = None):
+        super().__init__()
+        self.loraplus_ratios = loraplus_ratios or {}
+        for name, adapter in adapters.items():
+            self.add_module(name, adapter)
+
+    def adapters(self) -> list[Adapter]:
+        return list(self.children())
+
+    def apply_to(self) -> None:
+        for adapter in self.adapters():
+            adapter.attach()
+
+    def remove(self) -> None:
+        """Take the adapters off the model again."""
+        for adapter in self.adapters():
+            adapter.detach()
+
+    def set_multiplier(self, multiplier: float) -> None:
+        for adapter in self.adapters():
+            adapter.multiplier = multiplier
+
+    def merge(self, multiplier: float = 1.0) -> None:
+        """Add all changes to the model's weights, for good."""
+        for adapter in self.adapters():
+            adapter.merge(multiplier)
+
+    def param_groups(self, text_encoder_lr: float, unet_lr: float) -> list[dict]:
+        """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); a part with rate 0 is left out."""
+        groups = []
+        for name, parts, lr in (("textencoder", ("te", "te1", "te2"), text_encoder_lr), ("unet", ("unet",), unet_lr)):
+            adapters = [adapter for adapter in self.adapters() if adapter.part in parts]
+            ratio = self.loraplus_ratios.get(name)
+            plus = {p for adapter in adapters for p in adapter.plus_parameters()} if ratio else set()
+            usual = [p for adapter in adapters for p in adapter.parameters() if p not in plus]
+            if lr and usual:
+                groups.append({"params": usual, "lr": lr, "name": name})
+            if lr and plus:
+                ordered = [p for adapter in adapters for p in adapter.plus_parameters()]
+                groups.append({"params": ordered, "lr": lr * ratio, "name": f"{name} plus"})
+        return groups
+
+    def save_weights(self, path: Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
+        write_weights(Path(path), self.state_dict(), dtype, metadata)
+
+    def load_weights(self, path: Path) -> None:
+        """Take weights from a file; all its keys must belong here and fit, and all of ours must be in it."""
+        weights = read_weights(Path(path))
+        self._compare(weights, path)
+        own = self.state_dict()
+        self.load_state_dict({name: value.reshape(own[name].shape) for name, value in weights.items()})
+
+    def check_saved(self, path: Path) -> int:
+        """Read a file back and compare it with this network; returns the number of layers it changes."""
+        weights = read_weights(Path(path))
+        self._compare(weights, path)
+        broken = [name for name, value in weights.items() if not value.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"{path} holds weights that are not finite, e.g. {broken[0]}: training diverged; "
+                "take an earlier checkpoint, and a lower learning rate"
+            )
+        return len(self.adapters())
+
+    def _compare(self, weights: dict[str, Tensor], path: Path) -> None:
+        """UserError unless the file's weights are this network's, name for name and size for size."""
+        own = self.state_dict()
+        unknown = [name for name in weights if name not in own]
+        missing = [name for name in own if name not in weights]
+        misshapen = [n for n, value in weights.items() if n in own and value.numel() != own[n].numel()]
+        problems = []
+        if unknown:
+            problems.append(f"{path} has {len(unknown)} weights that this network has not: {quoted_list(unknown, 3)}")
+        if missing:
+            problems.append(f"{path} lacks {len(missing)} weights of this network: {quoted_list(missing, 3)}")
+        if misshapen:
+            problems.append(
+                f"{path} was made with other ranks, e.g. {misshapen[0]}: {tuple(weights[misshapen[0]].shape)}"
+            )
+        if problems:
+            raise UserError(*problems)
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        result = super().load_state_dict(state_dict, strict, assign)
+        for adapter in self.adapters():
+            refresh = getattr(adapter, "refresh", None)
+            if refresh:
+                refresh()
+        return result
+
+
+def build_adapters(
+    targets: Iterable[AdapterTarget], make: Callable[[AdapterTarget], Adapter | None]
+) -> dict[str, Adapter]:
+    """Adapters by name for the targets that the algorithm wants (it answers None for others)."""
+    made = ((target.name, make(target)) for target in targets)
+    return {name: adapter for name, adapter in made if adapter is not None}
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """A Linear, or a convolution of 1x1: what `network_dim` (not `conv_dim`) is for."""
+    return isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)

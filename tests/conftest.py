@@ -1,0 +1,53 @@
+"""Tests run offline, on one thread, with real model classes at toy size."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+
+RUNS_SLOW_TESTS = os.environ.get("ATHANOR_SLOW_TESTS") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not RUNS_SLOW_TESTS:
+        skip = pytest.mark.skip(reason="slow; test.sh --all runs it")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> None:
+    """Two torch threads beside another job are many times slower than one."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SD 1.x model at toy size as a diffusers folder."""
+    from tests import tiny
+
+    return tiny.write_folder(tmp_path_factory.mktemp("tiny") / "diffusers")
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a single file in the LDM layout."""
+    from tests import tiny
+
+    return tiny.write_file(tmp_path_factory.mktemp("tiny") / "tiny 模型.safetensors")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A dataset folder with four pictures of two shapes in `2_cat`, captioned in .txt files."""
+    from tests import tiny
+
+    return tiny.write_pictures(tmp_path / "train")

@@ -1,0 +1,118 @@
+"""A real SD 1.x model at toy size (random weights), its files, and pictures to train it with."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from library.families.checkpoints import ldm_state_dict
+
+SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@cache
+def models() -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
+    """U-Net, VAE and text encoder whose configuration can be read off their shapes, as that of real ones can."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=32,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=1,
+            max_position_embeddings=77,
+            projection_dim=32,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
+        )
+    )
+    return unet.eval(), vae.eval(), text_encoder.eval()
+
+
+def write_folder(folder: Path) -> Path:
+    unet, vae, text_encoder = models()
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    text_encoder.save_pretrained(folder / "text_encoder")
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def write_file(path: Path, dtype: torch.dtype = torch.float32, with_vae: bool = True) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.to(dtype).contiguous() for name, value in ldm_state_dict(*models()).items()}
+    if not with_vae:
+        weights = {name: value for name, value in weights.items() if not name.startswith("first_stage_model.")}
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save({"state_dict": weights, "global_step": 3}, path)
+    return path
+
+
+def write_pictures(folder: Path, repeats_folder: str = "2_cat", count: int = 4) -> Path:
+    """Pictures of 64x64 and 96x64 pixels, half of each, with captions."""
+    target = folder / repeats_folder
+    target.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        width = 64 if index % 2 else 96
+        pixels = rng.integers(0, 256, (8, width // 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((width, 64), Image.Resampling.NEAREST).save(target / f"picture {index}.png")
+        (target / f"picture {index}.txt").write_text(f"a cat, number {index}", encoding="utf-8")
+    return folder
+
+
+def arguments(model: Path, pictures: Path, output: Path, **more: object) -> list[str]:
+    """The command line of a short training run; True is a bare flag, a list several words."""
+    options: dict[str, object] = {
+        "pretrained_model_name_or_path": model,
+        "train_data_dir": pictures,
+        "output_dir": output,
+        "output_name": "lora",
+        "resolution": "64,64",
+        "enable_bucket": True,
+        "min_bucket_reso": 64,
+        "max_bucket_reso": 128,
+        "max_train_epochs": 1,
+        "learning_rate": 0.001,
+        "network_dim": 4,
+        "seed": 1,
+        "cache_latents": True,
+        "caption_extension": ".txt",
+        "max_data_loader_n_workers": 0,
+    }
+    words = []
+    for name, value in (options | more).items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return words
