@@ -1,0 +1,137 @@
+"""Everything that can be checked before torch is imported: all mistakes in one list, and what a run will do."""
+
+import importlib.util
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from library.dataset.buckets import BucketSampler, bucket_info, bucket_settings, choose_buckets, registered_repeats
+from library.dataset.scan import ScannedDataset, scan_folders, verify_pictures
+from library.errors import UserError
+from library.families import family_of_kind
+from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
+from library.options.derived import network_arguments
+from library.options.groups import SavingOptions, TrainNetworkOptions
+from library.options.honoured import warnings_for
+from library.training.plan import StepPlan, num_processes, step_plan
+from library.training.prompts import SamplePrompt, read_prompts
+
+logger = logging.getLogger(__name__)
+
+MIN_FREE_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a run before anything heavy is loaded."""
+
+    checkpoint: CheckpointInfo
+    family: str  # a key of library.families.FAMILIES
+    scanned: ScannedDataset
+    prompts: list[SamplePrompt]
+    plan: StepPlan
+
+
+def preflight(options: TrainNetworkOptions) -> Preflight:
+    """Check all that was given; a UserError names every problem found."""
+    problems: list[str] = []
+
+    def attempt(function, *arguments):
+        try:
+            return function(*arguments)
+        except UserError as error:
+            problems.extend(error.problems)
+            return None
+
+    checkpoint = attempt(inspect_checkpoint, options.pretrained_model_name_or_path)
+    family = attempt(family_of_kind, checkpoint) if checkpoint else None
+    if options.vae:
+        attempt(check_vae, options.vae)
+    problems.extend(check_output_dir(options))
+    problems.extend(check_network_module(options.network_module))
+    attempt(network_arguments, options)
+    prompts = attempt(read_prompts, Path(options.sample_prompts)) if options.sample_prompts else []
+    scanned = attempt(scan_folders, options)
+    if scanned is not None:
+        attempt(decode_all, scanned)
+    if problems:
+        raise UserError(*problems)
+    return Preflight(checkpoint, family, scanned, prompts, plan_of(options, scanned))
+
+
+def decode_all(scanned: ScannedDataset) -> None:
+    """Decode every picture once, so that a damaged one is named now and not after hours."""
+    count = len({record.path for record in scanned.records})
+    with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
+        verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
+
+
+def plan_of(options: TrainNetworkOptions, scanned: ScannedDataset) -> StepPlan:
+    """The step arithmetic of the dataset as it will be drawn."""
+    choices = choose_buckets(scanned.records, bucket_settings(options))
+    repeats = registered_repeats(scanned.records, scanned.subsets)
+    sampler = BucketSampler([choice.bucket_wh for choice in choices], repeats, options.train_batch_size, seed=0)
+    return step_plan(options, sum(repeats), len(sampler), num_processes())
+
+
+def report(options: TrainNetworkOptions, checked: Preflight) -> None:
+    """Say what was found: the model, the dataset with its notes, the buckets, the steps."""
+    for warning in warnings_for(options):
+        logger.warning(warning)
+    logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
+    records, subsets = checked.scanned.records, checked.scanned.subsets
+    for index, subset in enumerate(subsets):
+        mine = [record for record in records if record.subset == index]
+        captioned = sum(record.caption_found for record in mine)
+        kind = "regularisation pictures" if subset.is_reg else "pictures"
+        logger.info(
+            "%s: %d %s x %d repeats, %d with captions", subset.image_dir, len(mine), kind, subset.num_repeats, captioned
+        )
+    for note in checked.scanned.notes:
+        logger.warning(note)
+    choices = choose_buckets(records, bucket_settings(options))
+    buckets = bucket_info(choices, registered_repeats(records, subsets))["buckets"].values()
+    sizes = ", ".join(f"{b['resolution'][0]}x{b['resolution'][1]}: {b['count']}" for b in buckets)
+    logger.info("sizes trained (with repeats): %s", sizes)
+    logger.info("steps: %s", checked.plan.sentence(options.train_batch_size))
+
+
+def check_vae(path_text: str) -> None:
+    path = Path(path_text)
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "vae" / "config.json").is_file():
+            raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
+        return
+    info = inspect_checkpoint(path_text, "--vae")
+    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2"), "--vae")
+
+
+def check_network_module(name: str | None) -> list[str]:
+    """Problems with --network_module; None stands for networks.lora."""
+    if name is None or importlib.util.find_spec("networks") is None:
+        return []
+    folder = Path(importlib.util.find_spec("networks").origin).parent
+    known = sorted(
+        f"networks.{path.stem}" for path in folder.glob("*.py") if "def create_network" in path.read_text("utf-8")
+    )
+    if name in known:
+        return []
+    return [f"--network_module: there is no network {name} here; there is {', '.join(known)}"]
+
+
+def check_output_dir(options: SavingOptions) -> list[str]:
+    """Problems with the place the files go to: it is made where it is missing, and must be writable."""
+    folder = Path(options.output_dir)
+    existing = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), None)
+    if existing is None or not existing.is_dir():
+        return [f"--output_dir: {folder} cannot be made, because {existing} is a file"]
+    if not os.access(existing, os.W_OK):
+        return [f"--output_dir: {folder} cannot be written to (no permission); give a folder of your own"]
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        return [f"--output_dir: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
+    return []

@@ -1,0 +1,1 @@
+"""The loss, the loop, and what a run writes."""

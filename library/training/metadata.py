@@ -1,0 +1,168 @@
+"""What a network file tells of its making: kohya's ss_ fields and the modelspec.
+
+Every value is the `str` of a Python value, so that WebUI, ComfyUI and the metadata editors read it as they are used to.
+"""
+
+import hashlib
+import json
+import os
+import random
+import time
+from datetime import datetime
+from pathlib import Path
+
+from library.dataset.buckets import bucket_info
+from library.dataset.dataset import TrainingDataset
+from library.dataset.scan import dataset_dirs, reg_dataset_dirs, tag_frequency
+from library.options.derived import learning_rates, network_arguments, resolution_wh
+from library.options.groups import TrainNetworkOptions
+
+IMPLEMENTATION_VERSION = "athanor/0.1.0"
+
+# ss_ name -> option, where the two differ or the option is recorded as it was given
+RECORDED_OPTIONS = [
+    "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps", "network_module",
+    "network_dim", "network_alpha", "network_dropout", "mixed_precision", "full_fp16", "v2", "clip_skip",
+    "max_token_length", "cache_latents", "seed", "lowram", "noise_offset", "multires_noise_iterations",
+    "multires_noise_discount", "adaptive_noise_scale", "zero_terminal_snr", "training_comment", "max_grad_norm",
+    "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "face_crop_aug_range",
+    "prior_loss_weight", "min_snr_gamma", "scale_weight_norms", "ip_noise_gamma", "noise_offset_random_strength",
+    "ip_noise_gamma_random_strength", "loss_type", "huber_schedule", "huber_scale", "huber_c", "fp8_base",
+    "fp8_base_unet", "validation_seed", "validation_split", "max_validation_steps", "validate_every_n_epochs",
+    "validate_every_n_steps", "resize_interpolation", "output_name", "lr_scheduler", "color_aug", "flip_aug",
+    "random_crop", "shuffle_caption", "enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso",
+    "keep_tokens",
+]  # fmt: skip
+WITHOUT_DETAILS = [
+    "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
+]  # fmt: skip
+MODELSPEC_OPTIONS = [
+    "author", "description", "license", "tags", "usage_hint", "merged_from", "trigger_phrase", "preprocessor",
+    "is_negative_embedding",
+]  # fmt: skip
+
+
+class TrainingMetadata:
+    """The fields known when training starts, completed at each save."""
+
+    def __init__(
+        self,
+        options: TrainNetworkOptions,
+        family_metadata: dict[str, str],
+        dataset: TrainingDataset,
+        optimizer: str,
+        max_train_steps: int,
+        num_epochs: int,
+        num_processes: int,
+    ):
+        self.options = options
+        self.started_at = time.time()
+        self.modelspec = {k: v for k, v in family_metadata.items() if k.startswith("modelspec.")}
+        self.fields: dict[str, object] = {f"ss_{name}": getattr(options, name) for name in RECORDED_OPTIONS}
+        self.fields |= {k: v for k, v in family_metadata.items() if k.startswith("ss_")}
+        self.fields |= run_fields(options, dataset, optimizer, max_train_steps, num_epochs, num_processes)
+        self.fields |= dataset_fields(dataset, options.enable_bucket)
+        self.fields |= model_fields(options)
+        self.fields["ss_training_started_at"] = self.started_at
+        if options.network_args:
+            arguments = network_arguments(options)
+            self.fields["ss_network_args"] = json.dumps({"dropout": options.network_dropout} | arguments)
+
+    def at(self, step: int, epoch: int) -> dict[str, str]:
+        """All metadata of a file saved now; `epoch` as kohya counts it for this kind of file."""
+        finished = {"ss_training_finished_at": time.time(), "ss_steps": step, "ss_epoch": epoch}
+        fields = {name: str(value) for name, value in (self.fields | finished).items()}
+        if self.options.no_metadata:
+            fields = {name: value for name, value in fields.items() if name in WITHOUT_DETAILS}
+        return fields | self._modelspec()
+
+    def _modelspec(self) -> dict[str, str]:
+        options = self.options
+        width, height = resolution_wh(options)
+        title = options.metadata_title or options.output_name or f"LoRA@{self.started_at}"
+        spec = {
+            "modelspec.sai_model_spec": "1.0.1",
+            **self.modelspec,
+            "modelspec.architecture": f"{self.modelspec['modelspec.architecture']}/lora",
+            "modelspec.implementation_version": IMPLEMENTATION_VERSION,
+            "modelspec.title": title,
+            "modelspec.resolution": f"{width}x{height}",
+            "modelspec.date": datetime.now().isoformat(timespec="seconds"),
+        }
+        for name in MODELSPEC_OPTIONS:
+            value = getattr(options, f"metadata_{name}")
+            if value is not None:
+                spec[f"modelspec.{name}"] = str(value)
+        if options.min_timestep is not None or options.max_timestep is not None:
+            spec["modelspec.timestep_range"] = f"{options.min_timestep or 0},{options.max_timestep or 1000}"
+        if options.clip_skip is not None:
+            spec["modelspec.encoder_layer"] = str(options.clip_skip)
+        return spec
+
+
+def run_fields(
+    options: TrainNetworkOptions,
+    dataset: TrainingDataset,
+    optimizer: str,
+    max_train_steps: int,
+    num_epochs: int,
+    num_processes: int,
+) -> dict[str, object]:
+    text_encoder_lr, unet_lr = learning_rates(options)
+    total_batch_size = options.train_batch_size * num_processes * options.gradient_accumulation_steps
+    batches = len(dataset.sampler(options.train_batch_size))
+    return {
+        "ss_session_id": random.SystemRandom().randint(0, 2**32),
+        "ss_text_encoder_lr": text_encoder_lr,
+        "ss_unet_lr": unet_lr,
+        "ss_optimizer": optimizer,
+        "ss_network_module": options.network_module or "networks.lora",
+        "ss_max_train_steps": max_train_steps,
+        "ss_num_epochs": num_epochs,
+        "ss_num_batches_per_epoch": batches,
+        "ss_batch_size_per_device": options.train_batch_size,
+        "ss_total_batch_size": total_batch_size,
+        "ss_debiased_estimation": options.debiased_estimation_loss,
+        "ss_resolution": resolution_wh(options),
+        "ss_sd_scripts_commit_hash": "(unknown)",
+    }
+
+
+def dataset_fields(dataset: TrainingDataset, enable_bucket: bool) -> dict[str, object]:
+    scanned = dataset.scanned
+    buckets = bucket_info(dataset.choices, dataset.repeats) if enable_bucket else None
+    return {
+        "ss_num_train_images": dataset.num_train_images,
+        "ss_num_reg_images": dataset.num_reg_images,
+        "ss_num_validation_images": 0,
+        "ss_dataset_dirs": json.dumps(dataset_dirs(scanned)),
+        "ss_reg_dataset_dirs": json.dumps(reg_dataset_dirs(scanned)),
+        "ss_tag_frequency": json.dumps(tag_frequency(scanned)),
+        "ss_bucket_info": json.dumps(buckets),
+    }
+
+
+def model_fields(options: TrainNetworkOptions) -> dict[str, object]:
+    """Names and hashes of the base model and of a separate VAE."""
+    fields = model_hashes(options.pretrained_model_name_or_path, "sd_model")
+    return fields | (model_hashes(options.vae, "vae") if options.vae else {})
+
+
+def model_hashes(path_text: str, kind: str) -> dict[str, object]:
+    name = os.path.basename(os.path.normpath(path_text))
+    path = Path(path_text)
+    if path.is_dir():
+        return {f"ss_{kind}_name": name, f"ss_{kind}_hash": "IsADirectory", f"ss_new_{kind}_hash": "IsADirectory"}
+    window, whole = file_hashes(path)
+    return {f"ss_{kind}_name": name, f"ss_{kind}_hash": window, f"ss_new_{kind}_hash": whole}
+
+
+def file_hashes(path: Path) -> tuple[str, str]:
+    """The two hashes WebUI knows a model by: eight digits of a 64 KiB window, and the sha256 of the file."""
+    whole = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            whole.update(block)
+        file.seek(0x100000)
+        window = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    return window, whole.hexdigest()

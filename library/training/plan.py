@@ -1,0 +1,60 @@
+"""How many steps a run takes, and how that comes about. Needs no torch."""
+
+import os
+from dataclasses import dataclass
+from math import ceil
+
+from library.options.groups import LoopOptions, SavingOptions
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The arithmetic of a run; batches are counted in one process, steps are optimizer updates."""
+
+    num_items: int  # pictures with their repeats, regularisation included
+    batches_per_epoch: int  # over all processes
+    num_processes: int
+    accumulation: int
+    num_epochs: int
+    max_train_steps: int
+
+    @property
+    def batches_per_process(self) -> int:
+        return ceil(self.batches_per_epoch / self.num_processes)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return ceil(self.batches_per_process / self.accumulation)
+
+    def sentence(self, batch_size: int) -> str:
+        """The arithmetic spelled out: "24 pictures with repeats / batch size 1 = 24 batches an epoch; ..."."""
+        text = f"{self.num_items} pictures with repeats / batch size {batch_size} = {self.batches_per_epoch} batches"
+        if self.num_processes > 1:
+            text += f" / {self.num_processes} processes = {self.batches_per_process}"
+        if self.accumulation > 1:
+            text += f" / accumulation {self.accumulation} = {self.steps_per_epoch} steps"
+        return f"{text} an epoch; {self.num_epochs} epochs, {self.max_train_steps} steps in all"
+
+
+def num_processes() -> int:
+    """Processes of this run, as accelerate launch or torchrun set them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def step_plan(options: LoopOptions, num_items: int, batches_per_epoch: int, processes: int) -> StepPlan:
+    """max_train_epochs decides where given, else max_train_steps."""
+    accumulation = options.gradient_accumulation_steps
+    steps_per_epoch = ceil(ceil(batches_per_epoch / processes) / accumulation)
+    if options.max_train_epochs is not None:
+        max_train_steps = options.max_train_epochs * steps_per_epoch
+    else:
+        max_train_steps = options.max_train_steps
+    num_epochs = ceil(max_train_steps / steps_per_epoch)
+    return StepPlan(num_items, batches_per_epoch, processes, accumulation, num_epochs, max_train_steps)
+
+
+def save_every_n_epochs(options: SavingOptions, num_epochs: int) -> int | None:
+    """--save_every_n_epochs, or what --save_n_epoch_ratio asks for."""
+    if options.save_n_epoch_ratio:
+        return num_epochs // options.save_n_epoch_ratio or 1
+    return options.save_every_n_epochs

@@ -1,0 +1,110 @@
+"""Sample-prompt files: one picture a line with its options, or the same as TOML or JSON. Needs no torch."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import toml
+
+from library.errors import UserError
+
+DEFAULT_STEPS = 30
+DEFAULT_SIZE = 512
+DEFAULT_SCALE = 7.5
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """A picture to draw during training. Sizes in pixels, multiples of 8."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = DEFAULT_SIZE
+    height: int = DEFAULT_SIZE
+    sample_steps: int = DEFAULT_STEPS
+    scale: float = DEFAULT_SCALE  # of classifier-free guidance
+    seed: int | None = None
+    sample_sampler: str | None = None
+    enum: int = 0  # its number in the file
+
+
+# letter -> pattern of its value, field, conversion
+LINE_OPTIONS = {
+    "w": (r"\d+", "width", int),
+    "h": (r"\d+", "height", int),
+    "d": (r"\d+", "seed", int),
+    "s": (r"\d+", "sample_steps", int),
+    "l": (r"[\d.]+", "scale", float),
+    "n": (r".+", "negative_prompt", str),
+    "ss": (r".+", "sample_sampler", str),
+}
+OTHER_FAMILIES_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")  # of FLUX, ControlNet and others; no meaning for SD
+FILE_KEYS = {"prompt", *(field for _, field, _ in LINE_OPTIONS.values())}
+
+
+def read_prompts(path: Path) -> list[SamplePrompt]:
+    """The prompts of a .txt, .toml or .json file; UserError names file and line of what cannot be read."""
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        if path.suffix == ".txt":
+            entries = parse_lines(text, path)
+        elif path.suffix == ".toml":
+            table = toml.loads(text).get("prompt", {})
+            subsets = table.pop("subset", [])
+            entries = [parse_table({**table, **subset}, path) for subset in subsets]
+        else:
+            entries = [
+                parse_line(entry, f"{path}") if isinstance(entry, str) else parse_table(entry, path)
+                for entry in json.loads(text)
+            ]
+    except (toml.TomlDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"--sample_prompts: {path} cannot be read: {error}") from error
+    if not entries:
+        raise UserError(f"--sample_prompts: {path} has no prompts")
+    return [replace(rounded(entry), enum=index) for index, entry in enumerate(entries)]
+
+
+def parse_lines(text: str, path: Path) -> list[SamplePrompt]:
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if not line.startswith("#")]
+    return [parse_line(line, f"{path}, line {number}") for number, line in lines if line]
+
+
+def parse_line(line: str, where: str) -> SamplePrompt:
+    """`a cat --n blurry --w 512 --h 768 --d 1 --l 7 --s 28`; the prompt stands first."""
+    prompt, *options = line.split(" --")
+    values: dict[str, object] = {}
+    for option in options:
+        name, _, value = option.strip().partition(" ")
+        if name.lower() in OTHER_FAMILIES_OPTIONS:
+            continue
+        if name.lower() not in LINE_OPTIONS:
+            raise UserError(
+                f"--sample_prompts: {where}: there is no option --{name}; known are {', '.join(LINE_OPTIONS)}"
+            )
+        pattern, field, convert = LINE_OPTIONS[name.lower()]
+        match = re.match(pattern, value.strip())
+        if match is None:
+            raise UserError(f"--sample_prompts: {where}: --{name} cannot be {value!r}")
+        values[field] = convert(match[0])
+    return SamplePrompt(prompt.strip(), **values)
+
+
+def parse_table(table: dict, path: Path) -> SamplePrompt:
+    unknown = (
+        set(table) - FILE_KEYS - {"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"}
+    )
+    if unknown or "prompt" not in table:
+        what = f"unknown key {sorted(unknown)[0]}" if unknown else "an entry has no prompt"
+        raise UserError(f"--sample_prompts: {path}: {what}")
+    return SamplePrompt(**{key: value for key, value in table.items() if key in FILE_KEYS})
+
+
+def rounded(prompt: SamplePrompt) -> SamplePrompt:
+    """Sizes floored to multiples of 8 (at least 64), steps within 1..1000."""
+    return replace(
+        prompt,
+        width=max(64, prompt.width - prompt.width % 8),
+        height=max(64, prompt.height - prompt.height % 8),
+        sample_steps=min(1000, max(1, prompt.sample_steps)),
+    )

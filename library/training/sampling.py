@@ -1,0 +1,149 @@
+"""Pictures while training: prompts drawn by the model as it is, seeded, without touching training's randomness."""
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from library.families.sd import Sd
+from library.files import written_whole
+from library.training.prompts import SamplePrompt
+
+SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+DPM_SOLVER = dict(algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+
+# name -> class of diffusers and what it is built with
+SAMPLERS: dict[str, tuple[str, dict]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm_2": ("KDPM2DiscreteScheduler", {}),
+    "dpm_2_a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpmsolver": ("DPMSolverMultistepScheduler", DPM_SOLVER),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmsingle": ("DPMSolverSinglestepScheduler", {}),
+}
+SAMPLERS |= {f"k_{name}": SAMPLERS[name] for name in ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a")}
+
+
+def build_sampler(name: str, v_prediction: bool = False):
+    """The diffusers scheduler of a sampler's name."""
+    class_name, arguments = SAMPLERS[name]
+    prediction_type = "v_prediction" if v_prediction else "epsilon"
+    return getattr(diffusers, class_name)(**SCHEDULE, prediction_type=prediction_type, **arguments)
+
+
+@contextmanager
+def own_randomness(seed: int | None) -> Iterator[None]:
+    """Seed all generators for a picture, and give training its randomness back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        if seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for index, state in enumerate(cuda_states):
+            torch.cuda.set_rng_state(state, index)
+
+
+@torch.no_grad()
+def draw(family: Sd, prompt: SamplePrompt, default_sampler: str) -> Image.Image:
+    """One picture: classifier-free guidance (arXiv:2207.12598) over the sampler's steps, decoded by the VAE."""
+    with own_randomness(prompt.seed):
+        scheduler = build_sampler(prompt.sample_sampler if prompt.sample_sampler in SAMPLERS else default_sampler)
+        scheduler.set_timesteps(prompt.sample_steps)
+        noise = torch.randn(1, 4, prompt.height // 8, prompt.width // 8)  # on the CPU: the same on every device
+        latents = noise.to(family.device) * scheduler.init_noise_sigma
+        conds = family.prompt_conds(prompt.prompt, prompt.negative_prompt)
+        for timestep in scheduler.timesteps:
+            latents = guided_step(family, scheduler, latents, timestep, conds, prompt.scale)
+        return to_picture(family.decode_latents(latents))
+
+
+def guided_step(family: Sd, scheduler, latents: Tensor, timestep: Tensor, conds, scale: float) -> Tensor:
+    doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+    timesteps = timestep.to(family.device).expand(2)
+    with torch.autocast(family.device.type, family.dtype, enabled=family.dtype != torch.float32):
+        positive, negative = family.predict(doubled, timesteps, conds, None).float().chunk(2)
+    guided = negative + scale * (positive - negative)
+    return scheduler.step(guided, timestep, latents, return_dict=False)[0]
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """A PIL picture of [1, 3, H, W] in [-1, 1]."""
+    pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def save_samples(
+    family: Sd, prompts: list[SamplePrompt], default_sampler: str, folder: Path, name: str | None, when: str
+) -> list[Path]:
+    """Draw all prompts into `folder`; `when` is e000001 or 000100. Returns the files written."""
+    paths = []
+    for prompt in prompts:
+        picture = draw(family, prompt, default_sampler)
+        seed = "" if prompt.seed is None else f"_{prompt.seed}"
+        prefix = f"{name}_" if name else ""
+        path = folder / f"{prefix}{when}_{prompt.enum:02d}_{time.strftime('%Y%m%d%H%M%S')}{seed}.png"
+        write_picture(path, picture)
+        paths.append(path)
+    return paths
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    with written_whole(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def before_after_sheet(family: Sd, network, prompts: list[SamplePrompt], default_sampler: str) -> Image.Image:
+    """The prompts without (above) and with (below) the network, the same seeds in both rows."""
+    prompts = [prompt if prompt.seed is not None else replace(prompt, seed=prompt.enum) for prompt in prompts]
+    rows = []
+    for multiplier in (0.0, 1.0):
+        network.set_multiplier(multiplier)
+        rows.append([draw(family, prompt, default_sampler) for prompt in prompts])
+    return labelled_sheet(rows, ["without", "with"], [prompt.prompt for prompt in prompts])
+
+
+def labelled_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
+    """A table of pictures with its labels; all cells are as large as the largest picture, at least 192 pixels."""
+    width = max(picture.width for row in rows for picture in row)
+    height = max(picture.height for row in rows for picture in row)
+    zoom = max(1, round(192 / max(width, height)))
+    cell_w, cell_h, head, side = width * zoom, height * zoom, 44, 70
+    sheet = Image.new("RGB", (side + cell_w * len(column_labels), head + cell_h * len(rows)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for row, (pictures, label) in enumerate(zip(rows, row_labels, strict=True)):
+        pen.text((6, head + cell_h * row + cell_h // 2), label, fill="black", font=font)
+        for column, picture in enumerate(pictures):
+            scaled = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
+            sheet.paste(scaled, (side + cell_w * column, head + cell_h * row))
+    for column, label in enumerate(column_labels):
+        pen.multiline_text((side + cell_w * column + 4, 4), wrapped(label, cell_w // 8), fill="black", font=font)
+    return sheet
+
+
+def wrapped(text: str, width: int) -> str:
+    """At most two lines of `width` characters."""
+    if len(text) <= width:
+        return text
+    cut = text.rfind(" ", 0, width) if " " in text[:width] else width
+    rest = text[cut:].strip()
+    return f"{text[:cut]}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"

@@ -1,0 +1,30 @@
+"""Train a LoRA or another adapter network for a Stable Diffusion model.
+
+accelerate launch train_network.py --config_file my_lora.toml
+"""
+
+import logging
+
+from library.errors import run_script
+from library.logs import start_logging
+from library.options.cli import read_options
+from library.options.groups import TrainNetworkOptions
+from library.preflight import preflight, report
+
+logger = logging.getLogger(__name__)
+
+
+def train(argv: list[str] | None = None) -> None:
+    """Train as the options say; everything that can be wrong in them is found before torch is imported."""
+    options = read_options(TrainNetworkOptions, argv)
+    start_logging(options)
+    checked = preflight(options)
+    report(options, checked)
+
+    from library.training.network_training import train_network  # torch, diffusers and transformers from here on
+
+    train_network(options, checked)
+
+
+if __name__ == "__main__":
+    run_script(train)
