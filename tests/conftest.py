@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> None:
-    """Two torch threads beside another job are many times slower than one."""
-    import sys
-
+def clean_process() -> Iterator[None]:
+    """One torch thread (two beside another job are many times slower), and no accelerator left from the last run."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    yield
+    if "accelerate" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

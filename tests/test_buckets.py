@@ -174,11 +174,3 @@ def test_seeds_of_draws_are_distinct_and_fit_63_bits():
 def test_draws_know_their_optimizer_step():
     assert [batch[0].step for batch in draws()] == list(range(7))
     assert [batch[0].step for batch in draws(epoch=2, gradient_accumulation_steps=2)] == [4, 4, 5, 5, 6, 6, 7]
-
-
-def test_start_batch_leaves_out_batches_of_one_iteration_only():
-    sampler = BucketSampler(BUCKET_OF, REPEATS, 2, 1)
-    whole = list(sampler)
-    sampler.start_batch = 3
-    assert list(sampler) == whole[3:]
-    assert list(sampler) == whole

@@ -77,12 +77,12 @@ def write_file(path: Path, dtype: torch.dtype = torch.float32, with_vae: bool = 
 
 
 def write_pictures(folder: Path, repeats_folder: str = "2_cat", count: int = 4) -> Path:
-    """Pictures of 64x64 and 96x64 pixels, half of each, with captions."""
+    """Pictures of 64x64 and 128x64 pixels, half of each, with captions."""
     target = folder / repeats_folder
     target.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for index in range(count):
-        width = 64 if index % 2 else 96
+        width = 64 if index % 2 else 128
         pixels = rng.integers(0, 256, (8, width // 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((width, 64), Image.Resampling.NEAREST).save(target / f"picture {index}.png")
         (target / f"picture {index}.txt").write_text(f"a cat, number {index}", encoding="utf-8")
@@ -96,7 +96,7 @@ def arguments(model: Path, pictures: Path, output: Path, **more: object) -> list
         "train_data_dir": pictures,
         "output_dir": output,
         "output_name": "lora",
-        "resolution": "64,64",
+        "resolution": "96,96",
         "enable_bucket": True,
         "min_bucket_reso": 64,
         "max_bucket_reso": 128,

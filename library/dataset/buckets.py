@@ -137,7 +137,7 @@ class BucketSampler:
     """Batches of draws, each from one bucket, in an order that depends on seed and epoch alone.
 
     For a DataLoader's batch_sampler. Has no attribute batch_size, since the last batch of a bucket may be short;
-    accelerate then shards whole batches. Set `start_batch` to leave out that many batches of the next iteration.
+    accelerate then shards whole batches.
     """
 
     def __init__(
@@ -157,7 +157,6 @@ class BucketSampler:
         self.seed = seed
         self.batches_per_step = gradient_accumulation_steps * num_processes
         self.epoch = 1
-        self.start_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 1, that the next iteration goes through."""
@@ -167,16 +166,12 @@ class BucketSampler:
         return sum(math.ceil(len(indices) / self.num_per_batch) for indices in self.members.values())
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        start, self.start_batch = self.start_batch, 0
-        return self._draws(self.epoch, start)
-
-    def _draws(self, epoch: int, start: int) -> Iterator[list[Draw]]:
+        epoch = self.epoch
         position, steps_before = 0, (epoch - 1) * math.ceil(len(self) / self.batches_per_step)
         for number, batch in enumerate(self._shuffled_batches(epoch)):
-            if number >= start:
-                step = steps_before + number // self.batches_per_step
-                seeds = [derived_seed(self.seed, epoch, position + i) for i in range(len(batch))]
-                yield [Draw(index, seed, epoch, step) for index, seed in zip(batch, seeds, strict=True)]
+            step = steps_before + number // self.batches_per_step
+            seeds = [derived_seed(self.seed, epoch, position + i) for i in range(len(batch))]
+            yield [Draw(index, seed, epoch, step) for index, seed in zip(batch, seeds, strict=True)]
             position += len(batch)
 
     def _shuffled_batches(self, epoch: int) -> list[list[int]]:

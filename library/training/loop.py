@@ -45,7 +45,7 @@ class ShardedBatches:
 
     def __init__(self, sampler: BucketSampler, num_processes: int, rank: int):
         self.sampler, self.num_processes, self.rank = sampler, num_processes, rank
-        self.start = 0  # batches of this process to skip in the next iteration
+        self.start = 0  # batches of this process to leave out of the epoch; a DataLoader may iterate twice
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.num_processes)
@@ -54,8 +54,7 @@ class ShardedBatches:
         batches = list(self.sampler)
         padding = len(self) * self.num_processes - len(batches)
         mine = (batches + batches[:padding])[self.rank :: self.num_processes]
-        start, self.start = self.start, 0
-        return iter(mine[start:])
+        return iter(mine[self.start :])
 
 
 class LossRecorder:

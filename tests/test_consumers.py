@@ -1,0 +1,84 @@
+"""What is written is what other programs read: diffusers takes the file and draws what training's own model draws."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from library.families.sd import Sd
+from library.options.groups import TrainNetworkOptions
+from library.training.network_training import build_network
+from library.training.prompts import SamplePrompt
+from library.training.sampling import SAMPLERS, SCHEDULE, draw
+from networks import lora
+from tests import tiny
+from train_network import train
+
+PROMPT = SamplePrompt("a cat, number 1", negative_prompt="dog", width=64, height=64, sample_steps=4, scale=5.0, seed=3)
+TOLERANCE = 3  # of 255, for the largest difference of a pixel
+
+
+def trained(tmp_path: Path, model: Path, pictures: Path, **more: object) -> tuple[Sd, Path]:
+    """The family as it is in training, with the trained network on it, and the network's file."""
+    arguments = dict(learning_rate=0.02, network_args=["conv_dim=4", "conv_alpha=2"], network_alpha=2) | more
+    train(tiny.arguments(model, pictures, tmp_path / "out", **arguments))
+    path = tmp_path / "out" / "lora.safetensors"
+    options = TrainNetworkOptions(pretrained_model_name_or_path=str(model), network_dim=4, network_weights=str(path))
+    family = Sd(options, torch.device("cpu"), torch.float32)
+    build_network(lora, family, options, {"conv_dim": "4"}).eval()
+    return family, path
+
+
+def diffusers_pipeline(family: Sd) -> StableDiffusionPipeline:
+    unet, vae, text_encoder = tiny.models()
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=family.tokenizer, unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULE, **SAMPLERS["ddim"][1]), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn_by(pipeline: StableDiffusionPipeline, prompt: SamplePrompt) -> np.ndarray:
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(prompt.seed))
+    picture = pipeline(
+        prompt.prompt, negative_prompt=prompt.negative_prompt, width=64, height=64, latents=noise,
+        num_inference_steps=prompt.sample_steps, guidance_scale=prompt.scale,
+    ).images[0]  # fmt: skip
+    return np.asarray(picture, dtype=int)
+
+
+@pytest.fixture
+def restored_models():
+    """diffusers' loader puts adapters into the shared toy models; take them out again."""
+    yield
+    tiny.models.cache_clear()
+
+
+def test_diffusers_draws_the_same_pictures_with_the_file(tiny_file, pictures, tmp_path, restored_models):
+    family, path = trained(tmp_path, tiny_file, pictures)
+    pipeline = diffusers_pipeline(family)
+    without = drawn_by(pipeline, PROMPT)
+    pipeline.load_lora_weights(str(path))
+    theirs, ours = drawn_by(pipeline, PROMPT), np.asarray(draw(family, PROMPT, "ddim"), dtype=int)
+    assert abs(theirs - without).max() > 10 * TOLERANCE, "the network must be seen in the picture"
+    assert abs(theirs - ours).max() <= TOLERANCE
+
+
+def test_our_pictures_equal_diffusers_without_a_network(tiny_file, restored_models):
+    options = TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_file))
+    family = Sd(options, torch.device("cpu"), torch.float32)
+    ours = np.asarray(draw(family, PROMPT, "ddim"), dtype=int)
+    assert abs(ours - drawn_by(diffusers_pipeline(family), PROMPT)).max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_every_sampler_draws(name, tiny_file):
+    options = TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_file))
+    family = Sd(options, torch.device("cpu"), torch.float32)
+    picture = draw(family, replace(PROMPT, sample_sampler=name, sample_steps=3), "ddim")
+    assert picture.size == (64, 64) and np.asarray(picture).std() > 1

@@ -1,0 +1,249 @@
+"""The whole script on real files: what it writes, that training trains, that resuming repeats it."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from library.errors import UserError
+from tests import tiny
+from train_network import train
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(str(path), "pt") as file:
+        return file.metadata()
+
+
+def weights_equal(first: Path, second: Path) -> bool:
+    a, b = load_file(first), load_file(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_writes_exactly_these_files(tiny_file, pictures, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 64 --h 64 --s 2 --d 7\n", encoding="utf-8")
+    output = tmp_path / "输出 folder"
+    train(
+        tiny.arguments(
+            tiny_file, pictures, output, max_train_epochs=3, train_batch_size=2, save_every_n_epochs=1,
+            save_last_n_epochs=1, save_state=True, sample_prompts=prompts, sample_every_n_epochs=2,
+            sample_at_first=True, before_after=True,
+        )
+    )  # fmt: skip
+    names = sorted(path.name for path in output.iterdir())
+    assert names == [
+        "before_after.png",
+        "lora-000002-state",
+        "lora-000002.safetensors",
+        "lora-state",
+        "lora.safetensors",
+        "sample",
+    ]
+    samples = sorted(path.name for path in (output / "sample").iterdir())
+    assert [name[:16] for name in samples] == ["lora_e000000_00_", "lora_e000002_00_"]
+    assert all(name.endswith("_7.png") for name in samples)
+    state = sorted(path.name for path in (output / "lora-state").iterdir())
+    assert state == ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "scheduler.bin", "train_state.json"]
+    facts = json.loads((output / "lora-state" / "train_state.json").read_text())
+    assert (facts["current_epoch"], facts["current_step"]) == (3, 12)
+
+
+def test_metadata_has_every_field_of_kohyas(tiny_file, pictures, tmp_path):
+    golden = json.loads((Path(__file__).parent / "data" / "sample_lora_metadata_sd15.json").read_text())
+    train(
+        tiny.arguments(
+            tiny_file, pictures, tmp_path / "out", network_args=["conv_dim=2"], save_precision="fp16", clip_skip=2
+        )
+    )
+    metadata = metadata_of(tmp_path / "out" / "lora.safetensors")
+    assert set(golden) - set(metadata) == set()
+    assert set(metadata) - set(golden) == {"modelspec.encoder_layer"}
+    assert metadata["ss_network_args"] == json.dumps({"dropout": None, "conv_dim": "2"})
+    assert metadata["ss_tag_frequency"] == json.dumps(
+        {"2_cat": {"a cat": 4, "number 0": 1, "number 1": 1, "number 2": 1, "number 3": 1}}
+    )
+    assert json.loads(metadata["ss_dataset_dirs"]) == {"2_cat": {"n_repeats": 2, "img_count": 4}}
+    assert metadata["ss_steps"] == "8" and metadata["ss_epoch"] == "1" and metadata["ss_unet_lr"] == "0.001"
+    assert metadata["ss_network_alpha"] == "1" and metadata["ss_v2"] == "False"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert all(value.dtype == torch.float16 for value in load_file(tmp_path / "out" / "lora.safetensors").values())
+
+
+def test_no_metadata_leaves_the_few_fields_that_loaders_need(tiny_file, pictures, tmp_path):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", no_metadata=True))
+    names = {name for name in metadata_of(tmp_path / "out" / "lora.safetensors") if name.startswith("ss_")}
+    assert names == {"ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha"}
+
+
+def test_the_same_seed_gives_the_same_file(tiny_file, pictures, tmp_path):
+    for name in ("one", "two"):
+        train(tiny.arguments(tiny_file, pictures, tmp_path / name))
+    assert weights_equal(tmp_path / "one" / "lora.safetensors", tmp_path / "two" / "lora.safetensors")
+
+
+RESUME_VARIANTS = {
+    "epoch end": dict(save_every_n_epochs=1, state="lora-000001-state"),
+    "mid-epoch": dict(save_every_n_steps=3, state="lora-step00000003-state"),
+    "accumulation": dict(save_every_n_steps=1, gradient_accumulation_steps=3, state="lora-step00000002-state"),
+    "dropouts": dict(
+        save_every_n_steps=5, state="lora-step00000005-state", network_dropout=0.1, caption_dropout_rate=0.3,
+        network_args=["rank_dropout=0.2", "module_dropout=0.2"], gradient_checkpointing=True,
+    ),
+    "8 bit": dict(save_every_n_steps=3, state="lora-step00000003-state", optimizer_type="AdamW8bit"),
+    "workers": dict(
+        save_every_n_steps=3, state="lora-step00000003-state", cache_latents=False, color_aug=True,
+        max_data_loader_n_workers=2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", RESUME_VARIANTS)
+def test_a_resumed_run_ends_in_the_same_bits(variant, tiny_folder, pictures, tmp_path):
+    options = dict(RESUME_VARIANTS[variant])
+    state = options.pop("state")
+    common = dict(max_train_epochs=2, lr_scheduler="cosine", lr_warmup_steps=2, shuffle_caption=True, flip_aug=True)
+    whole = tmp_path / "whole"
+    train(tiny.arguments(tiny_folder, pictures, whole, save_state=True, **common, **options))
+    resumed = tmp_path / "resumed"
+    train(tiny.arguments(tiny_folder, pictures, resumed, resume=whole / state, **common, **options))
+    assert weights_equal(whole / "lora.safetensors", resumed / "lora.safetensors")
+
+
+def test_learning_rate_zero_changes_nothing(tiny_file, pictures, tmp_path):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", learning_rate=1e-30, optimizer_args=["weight_decay=0"]))
+    weights = load_file(tmp_path / "out" / "lora.safetensors")
+    ups = [value for name, value in weights.items() if name.endswith("lora_up.weight")]
+    assert ups and all(value.abs().max() < 1e-25 for value in ups)
+
+
+def test_a_part_with_learning_rate_zero_is_not_trained(tiny_file, pictures, tmp_path, capsys):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", text_encoder_lr=0))
+    assert "text encoder" in (table := capsys.readouterr().out) and "not trained" in table
+    weights = load_file(tmp_path / "out" / "lora.safetensors")
+    moved = {name.split("_")[1] for name, value in weights.items() if "lora_up" in name and value.any()}
+    assert moved == {"unet"}
+
+
+def test_unet_only_saves_no_text_encoder_keys(tiny_file, pictures, tmp_path):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", network_train_unet_only=True))
+    assert not [name for name in load_file(tmp_path / "out" / "lora.safetensors") if name.startswith("lora_te")]
+
+
+def test_gradient_checkpointing_and_accumulated_batches_change_no_result(tiny_folder, pictures, tmp_path):
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "plain"))
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "saver", gradient_checkpointing=True))
+    plain, saver = (load_file(tmp_path / name / "lora.safetensors") for name in ("plain", "saver"))
+    for name, value in plain.items():
+        torch.testing.assert_close(saver[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_latents_on_disk_give_the_same_training_as_in_memory(tiny_folder, pictures, tmp_path):
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "memory", flip_aug=True))
+    for name in ("writes", "reads"):
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / name, flip_aug=True, cache_latents_to_disk=True))
+    assert len(list((pictures / "2_cat").glob("*_sd.npz"))) == 4
+    assert weights_equal(tmp_path / "memory" / "lora.safetensors", tmp_path / "writes" / "lora.safetensors")
+
+
+def test_network_weights_are_where_training_starts(tiny_file, pictures, tmp_path):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "first"))
+    first = tmp_path / "first" / "lora.safetensors"
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "second", network_weights=first, learning_rate=1e-30))
+    before, after = load_file(first), load_file(tmp_path / "second" / "lora.safetensors")
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-6) for name in before)
+
+
+def test_regularisation_pictures_are_balanced_and_weighted(tiny_file, pictures, tmp_path):
+    tiny.write_pictures(tmp_path / "reg", "1_animal", count=2)
+    arguments = tiny.arguments(
+        tiny_file, pictures, tmp_path / "out", reg_data_dir=tmp_path / "reg", prior_loss_weight=0.5, max_train_epochs=1
+    )
+    train(arguments)
+    metadata = metadata_of(tmp_path / "out" / "lora.safetensors")
+    assert metadata["ss_steps"] == "16"  # 4 pictures x 2 repeats, and as many regularisation pictures
+    assert metadata["ss_num_reg_images"] == "2"
+    assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_animal": {"n_repeats": 1, "img_count": 2}}
+
+
+@pytest.mark.parametrize("extension", ["ckpt", "pt"])
+def test_other_file_formats_hold_the_same_weights(extension, tiny_file, pictures, tmp_path):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", save_model_as=extension))
+    weights = torch.load(tmp_path / "out" / f"lora.{extension}", weights_only=True)
+    assert "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight" in weights
+
+
+def test_bf16_and_long_captions_and_clip_skip_train(tiny_file, pictures, tmp_path):
+    train(
+        tiny.arguments(
+            tiny_file, pictures, tmp_path / "out", mixed_precision="bf16", max_token_length=225, clip_skip=2,
+            optimizer_type="AdamW8bit", lr_scheduler="cosine_with_restarts", lr_scheduler_num_cycles=2,
+            min_snr_gamma=5, noise_offset=0.1, save_precision="bf16",
+        )
+    )  # fmt: skip
+    weights = load_file(tmp_path / "out" / "lora.safetensors")
+    assert all(value.isfinite().all() and value.dtype == torch.bfloat16 for value in weights.values())
+
+
+def test_tensorboard_gets_kohyas_tags(tiny_file, pictures, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", logging_dir=tmp_path / "logs", log_prefix="x_"))
+    (folder,) = (tmp_path / "logs").glob("x_*/network_train")
+    events = EventAccumulator(str(folder)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags == {"loss/current", "loss/average", "loss/epoch_average", "lr/textencoder", "lr/unet"}
+    assert [round(event.value, 6) for event in events.Scalars("lr/unet")][-1] == 0.001
+
+
+def test_what_is_trained_and_how_many_steps_is_said(tiny_file, pictures, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", text_encoder_lr=1e-5, caption_extension=".caption"))
+    table = capsys.readouterr().out
+    assert "text encoder" in table and "1e-05" in table and "U-Net" in table and "0.001" in table
+
+
+def test_vanished_pictures_are_named(tiny_file, pictures, tmp_path):
+    (pictures / "2_cat" / "picture 2.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="picture 2.png"):
+        train(tiny.arguments(tiny_file, pictures, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_latents_are_named_by_picture(tiny_file, pictures, tmp_path):
+    weights = load_file(tiny_file)
+    weights["first_stage_model.quant_conv.bias"].fill_(float("nan"))
+    from safetensors.torch import save_file
+
+    broken = tmp_path / "broken.safetensors"
+    save_file(weights, broken)
+    with pytest.raises(UserError, match="NaN.*picture 0.png.*no_half_vae"):
+        train(tiny.arguments(broken, pictures, tmp_path / "out"))
+
+
+def test_sampling_does_not_change_training(tiny_folder, pictures, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 64 --h 64 --s 2\n", encoding="utf-8")
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "plain"))
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "sampled", sample_prompts=prompts, sample_every_n_steps=2))
+    assert weights_equal(tmp_path / "plain" / "lora.safetensors", tmp_path / "sampled" / "lora.safetensors")
+
+
+def test_before_after_shows_two_rows_that_differ(tiny_folder, pictures, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 64 --h 64 --s 3 --d 1\n", encoding="utf-8")
+    train(
+        tiny.arguments(
+            tiny_folder, pictures, tmp_path / "out", sample_prompts=prompts, before_after=True, learning_rate=0.05
+        )
+    )
+    sheet = np.asarray(Image.open(tmp_path / "out" / "before_after.png"), dtype=int)
+    rows = sheet[44:, 70:]
+    half = rows.shape[0] // 2
+    assert abs(rows[:half] - rows[half : 2 * half]).mean() > 1
