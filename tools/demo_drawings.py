@@ -36,6 +36,7 @@ BACKGROUNDS = {
     "purple": (200, 180, 230),
     "black": (40, 40, 48),
 }
+NUM_REGULARISATION = 24  # as many as the creature gets in an epoch (12 drawings, twice)
 RADII = {"small": 27, "": 38, "big": 49}  # half the height of the thing, in pixels
 
 
@@ -282,12 +283,15 @@ def write_pictures(folder: Path, pictures: Iterator[tuple[Image.Image, str]], st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="write the training pictures of the quickstart")
+    parser = argparse.ArgumentParser(description="write the training and regularisation pictures of the quickstart")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parents[1] / "assets" / "demo_pictures")
     options = parser.parse_args()
-    folder = options.output_dir / "train" / "2_yabin"
-    count = write_pictures(folder, creature_pictures(), "yabin")
-    print(f"{count} pictures with captions in {folder}")
+    for folder, pictures, stem in (
+        ("train/2_yabin", creature_pictures(), "yabin"),
+        ("reg/1_things", drawings(NUM_REGULARISATION, seed=1000), "thing"),
+    ):
+        count = write_pictures(options.output_dir / folder, pictures, stem)
+        print(f"{count} pictures with captions in {options.output_dir / folder}")
 
 
 if __name__ == "__main__":

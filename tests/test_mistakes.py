@@ -1,0 +1,179 @@
+"""Mistakes, as a user makes them on the command line: one sentence each, exit code 2, before torch is imported."""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+# Python that refuses to import what is heavy, so that a mistake found too late shows.
+LIGHT = """
+import sys
+class Heavy:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "diffusers", "transformers", "accelerate", "numpy", "cv2"):
+            raise RuntimeError(f"{name} was imported before the mistake was found")
+sys.meta_path.insert(0, Heavy())
+sys.argv[0] = "train_network.py"
+sys.path.insert(0, ".")
+import train_network
+train_network.run_script(train_network.train)
+"""
+
+
+def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", LIGHT, *map(str, arguments)]
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8")
+
+
+def write_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """A safetensors file with a right header and no more bytes than it promises."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2
+        for side in shape:
+            size *= side
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + bytes(offset))
+    return path
+
+
+SD1 = {
+    "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+    "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": (4, 4),
+    "first_stage_model.decoder.conv_in.weight": (4, 4, 3, 3),
+}
+SDXL = {
+    "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+    "conditioner.embedders.1.model.token_embedding.weight": (4, 4),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a checkpoint, a dataset and a configuration that would train if the checkpoint were whole."""
+    write_checkpoint(tmp_path / "model.safetensors", SD1)
+    folder = tmp_path / "train" / "2_yabin"
+    folder.mkdir(parents=True)
+    for index in range(3):
+        Image.new("RGB", (64, 64), (index * 40, 0, 0)).save(folder / f"图 {index}.png")
+        (folder / f"图 {index}.txt").write_text("yabin", encoding="utf-8")
+    (tmp_path / "lora.toml").write_text(
+        'pretrained_model_name_or_path = "model.safetensors"\ntrain_data_dir = "train"\n'
+        'resolution = "64,64"\noutput_dir = "out"\nlearning_rate = 1e-4\n',
+        encoding="utf-8",
+    )
+    return tmp_path
+
+
+def write_line(project: Path, line: str) -> None:
+    with open(project / "lora.toml", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def cut_picture(project: Path) -> None:
+    for index in (0, 2):
+        path = project / "train" / "2_yabin" / f"图 {index}.png"
+        path.write_bytes(path.read_bytes()[:60])
+
+
+def make_sdxl(project: Path) -> None:
+    write_checkpoint(project / "model.safetensors", SDXL)
+
+
+def cut_model(project: Path) -> None:
+    path = project / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def empty_dataset(project: Path) -> None:
+    for path in (project / "train" / "2_yabin").iterdir():
+        path.unlink()
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
+    "unknown key": (
+        lambda p: write_line(p, "network_dimm = 8"), ["--strict_config"], r"lora\.toml:6.*network_dimm.*network_dim"
+    ),
+    "wrong type": (lambda p: write_line(p, 'train_batch_size = "many"'), [], r"lora\.toml:6.*train_batch_size.*many"),
+    "bad choice": (lambda p: write_line(p, 'mixed_precision = "fp32"'), [], r"mixed_precision.*fp16.*bf16.*fp32"),
+    "not toml": (lambda p: write_line(p, "resolution: 512"), [], r"lora\.toml.*6"),
+    "unknown flag": (None, ["--learning_rat", "1", "--lerning_rate", "1e-4"], r"--lerning_rate.*--learning_rate"),
+    "no config": (None, ["--config_file", "other.toml"], r"other\.toml"),
+    "no model": (None, ["--pretrained_model_name_or_path", "sd/none.ckpt"], r"none\.ckpt.*does not exist"),
+    "hub name": (None, ["--pretrained_model_name_or_path", "runwayml/stable-diffusion-v1-5"], r"nothing is downloaded"),
+    "sdxl": (make_sdxl, [], r"model\.safetensors is a Stable Diffusion XL base model"),
+    "cut model": (cut_model, [], r"model\.safetensors is cut off"),
+    "text as model": (lambda p: (p / "model.safetensors").write_text("hello"), [], r"not a safetensors file"),
+    "missing folder": (None, ["--train_data_dir", "nowhere"], r"no folder nowhere"),
+    "too deep": (None, ["--train_data_dir", "train/2_yabin"], r"use its parent .*train"),
+    "too shallow": (None, ["--train_data_dir", "."], r"did you mean train\?"),
+    "no repeats": (lambda p: (p / "train/2_yabin").rename(p / "train/yabin"), [], r"rename yabin to e\.g\. 10_yabin"),
+    "empty": (empty_dataset, [], r"there are no pictures in train/2_yabin"),
+    "bad pictures": (cut_picture, [], r"2 pictures cannot be read: .*图 0\.png.*图 2\.png"),
+    "output is a file": (lambda p: (p / "out").write_text(""), [], r"--output_dir must be a folder, but out is a file"),
+    "output below a file": (None, ["--output_dir", "lora.toml/out"], r"--output_dir: .*lora\.toml is a file"),
+    "impossible": (None, ["--cache_latents", "--color_aug"], r"color_aug.*cache_latents|cache_latents.*color_aug"),
+    "both only": (None, ["--network_train_unet_only", "--network_train_text_encoder_only"], r"network_train_unet_only"),
+    "no network": (None, ["--network_module", "networks.lorra"], r"networks\.lorra.*networks\.lora"),
+    "prompt file": (None, ["--sample_prompts", "none.txt", "--sample_at_first"], r"none\.txt"),
+    "vae": (None, ["--vae", "none.safetensors"], r"--vae.*none\.safetensors"),
+    "resume": (None, ["--resume", "none-state"], r"--resume.*none-state"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, project):
+    prepare, arguments, expected = MISTAKES[mistake]
+    if prepare:
+        prepare(project)
+    before = sorted(project.rglob("*"))
+    result = run("--config_file", "lora.toml", *arguments, cwd=project)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert any(re.search(expected, line) for line in errors), result.stderr
+    assert sorted(project.rglob("*")) == before, "a mistake must leave nothing behind"
+
+
+def test_all_mistakes_are_told_at_once(project):
+    cut_picture(project)
+    make_sdxl(project)
+    result = run("--config_file", "lora.toml", "--vae", "none.safetensors", "--train_batch_size", "0", cwd=project)
+    assert result.returncode == 2
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) >= 2, result.stderr
+
+
+def test_an_unknown_key_is_a_warning_for_a_drop_in(project):
+    write_line(project, "network_dimm = 8")
+    cut_model(project)
+    result = run("--config_file", "lora.toml", cwd=project)
+    assert "network_dimm" in result.stderr and "cut off" in result.stderr
+
+
+def test_an_output_folder_without_permission_is_named(project):
+    if os.geteuid() == 0:
+        project = project / "sub"  # root may write anywhere: a folder on a read-only file system stands in
+        project.mkdir()
+        result = run("--config_file", "../lora.toml", "--output_dir", "/proc/out", cwd=project)
+    else:
+        (project / "locked").mkdir(mode=0o500)
+        result = run("--config_file", "lora.toml", "--output_dir", "locked/out", cwd=project)
+    assert result.returncode == 2 and "--output_dir" in result.stderr
+
+
+def test_help_needs_nothing_heavy_and_names_every_group():
+    result = run("--help")
+    assert result.returncode == 0
+    assert "--network_dim" in result.stdout and "--pretrained_model_name_or_path" in result.stdout
