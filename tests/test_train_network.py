@@ -200,6 +200,7 @@ def test_tensorboard_gets_kohyas_tags(tiny_file, pictures, tmp_path):
     tags = set(events.Tags()["scalars"])
     assert tags == {"loss/current", "loss/average", "loss/epoch_average", "lr/textencoder", "lr/unet"}
     assert [round(event.value, 6) for event in events.Scalars("lr/unet")][-1] == 0.001
+    assert [event.step for event in events.Scalars("loss/current")] == list(range(1, 9))
 
 
 def test_what_is_trained_and_how_many_steps_is_said(tiny_file, pictures, tmp_path, capsys, caplog):

@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from library.families.clip import build_tokenizer
 
 LATENT_SCALE = 0.18215
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -393,8 +397,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True, exist_ok=True)
-
-    from library.families.clip import build_tokenizer
 
     words = Words(build_tokenizer())
     pairs = list(drawings(options.num_pictures, seed=0))

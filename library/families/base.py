@@ -3,8 +3,8 @@
 Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -29,13 +29,17 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its pictures, latents, masks and weights on the device; sizes stay where they are."""
-        moved = dict(self.__dict__)
-        for name in ("loss_weights", "images", "latents", "alpha_masks"):
-            if moved[name] is not None:
-                moved[name] = moved[name].to(device, non_blocking=True)
-        if self.conds is not None:
-            moved["conds"] = {name: value.to(device, non_blocking=True) for name, value in self.conds.items()}
-        return Batch(**moved)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU copies from without waiting; a DataLoader calls this."""
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = ("loss_weights", "images", "latents", "alpha_masks")
+        changed = {name: change(value) for name in tensors if (value := getattr(self, name)) is not None}
+        conds = self.conds and {name: change(value) for name, value in self.conds.items()}
+        return replace(self, **changed, conds=conds)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def open_checkpoint(path: Path) -> Mapping[str, Tensor]:
 
 
 def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in weights:
+        raise UserError(f"the checkpoint is not complete: it has no {name}")
     return weights.shape(name) if isinstance(weights, SafetensorsReader) else tuple(weights[name].shape)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickletools
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +91,13 @@ def read_shapes(path: Path, flag: str) -> dict[str, tuple[int, ...] | None]:
 
 def _missing_sentence(path_text: str, flag: str) -> str:
     path = Path(path_text)
-    if not path.parent.is_dir():
-        return f"{flag}: {path_text} does not exist (there is no folder {path.parent}); give the path of a checkpoint"
-    if path_text.count("/") == 1 and not path_text.startswith((".", "/", "~")) and not path.suffix:
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", path_text) and path.suffix.lower() not in WEIGHT_SUFFIXES:
         return (
             f"{flag}: there is no folder {path_text} here; nothing is downloaded, so if this is a name on the "
             "Hugging Face hub, download the model first and give the path of its folder or .safetensors file"
         )
+    if not path.parent.is_dir():
+        return f"{flag}: {path_text} does not exist (there is no folder {path.parent}); give the path of a checkpoint"
     neighbours = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)[:5]
     found = f"; {path.parent} has {', '.join(neighbours)}" if neighbours else ""
     return f"{flag}: the file {path_text} does not exist{found}"
@@ -106,16 +107,23 @@ def _kind_of_folder(path: Path, flag: str) -> str:
     index_path = path / "model_index.json"
     if not index_path.is_file():
         raise UserError(f"{flag}: the folder {path} is not a diffusers model: it has no model_index.json")
-    index = json.loads(index_path.read_text(encoding="utf-8"))
+    index = _read_json(index_path, flag)
     kind = PIPELINE_KINDS.get(index.get("_class_name", ""), "unknown")
     unet_config = path / "unet" / "config.json"
     if kind == "sd1" and unet_config.is_file():
-        config = json.loads(unet_config.read_text(encoding="utf-8"))
+        config = _read_json(unet_config, flag)
         if config.get("in_channels", 4) != 4:
             return "sd1_inpainting"
         if config.get("cross_attention_dim") == 1024:
             return "sd2"
     return kind
+
+
+def _read_json(path: Path, flag: str) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{flag}: {path} is broken; get the model again") from None
 
 
 def _shapes_of_safetensors(path: Path, flag: str) -> dict[str, tuple[int, ...] | None]:
@@ -129,7 +137,7 @@ def _shapes_of_safetensors(path: Path, flag: str) -> dict[str, tuple[int, ...] |
             header.pop("__metadata__", None)
             expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
             shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise UserError(f"{flag}: {path} has a broken safetensors header; get the file again") from None
     if size < expected:
         raise UserError(
@@ -149,8 +157,11 @@ def _names_in_pickle(path: Path, flag: str) -> list[str]:
         index = [name for name in archive.namelist() if name.endswith("data.pkl")]
         if not index:
             raise UserError(f"{flag}: {path} is a zip archive but no torch checkpoint")
-        data = archive.read(index[0])
-    return [argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
+        try:
+            operations = list(pickletools.genops(archive.read(index[0])))
+        except (ValueError, zipfile.BadZipFile):
+            raise UserError(f"{flag}: {path} is broken; get the file again") from None
+    return [argument for _, argument, _ in operations if isinstance(argument, str)]
 
 
 def kind_of_shapes(shapes: dict[str, tuple[int, ...] | None]) -> str:
@@ -159,6 +170,8 @@ def kind_of_shapes(shapes: dict[str, tuple[int, ...] | None]) -> str:
     def has(*fragments: str) -> bool:
         return any(all(fragment in name for fragment in fragments) for name in shapes)
 
+    if has(".lora_down.") or has(".lora_A.") or has("hada_w1") or has("lokr_w1") or has("oft_blocks"):
+        return "adapter"
     if has("joint_blocks.0."):
         return "sd3"
     if has("double_blocks.0."):
@@ -169,8 +182,6 @@ def kind_of_shapes(shapes: dict[str, tuple[int, ...] | None]) -> str:
         return "pixart"
     if has("model.diffusion_model.input_blocks."):
         return _kind_of_ldm_unet(shapes, has)
-    if has(".lora_down.") or has(".lora_A.") or has("hada_w1") or has("lokr_w1") or has("oft_blocks"):
-        return "adapter"
     if has("decoder.conv_in.") and has("encoder.conv_in."):
         return "vae"
     if has("emb_params") or has("string_to_param"):

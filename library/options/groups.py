@@ -4,6 +4,7 @@ Names, types and defaults of the flags are kohya's, so that command lines and co
 """
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -287,7 +288,7 @@ class SchedulerOptions(OptionGroup):
         return problems or ([] if self.lr_scheduler_type else self._check_name() or self._check_min_lr())
 
     def _check_name(self) -> list[str]:
-        if self.lr_scheduler.partition(":")[0] in SCHEDULERS:
+        if self.lr_scheduler in SCHEDULERS or re.fullmatch(r"adafactor:\d+(\.\d+)?(e-?\d+)?", self.lr_scheduler):
             return []
         nearest = difflib.get_close_matches(self.lr_scheduler.lower(), SCHEDULERS, n=1)
         advice = f"did you mean {nearest[0]}?" if nearest else f"known are {quoted_list(list(SCHEDULERS), limit=20)}"

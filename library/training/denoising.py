@@ -74,7 +74,7 @@ class Ddpm:
             decay = -math.log(options.huber_c) / NUM_TIMESTEPS
             return torch.exp(-decay * timesteps) * options.huber_scale
         if options.huber_schedule == "snr":
-            sigma = self.snr[timesteps].rsqrt()
+            sigma = self.sigma[timesteps] / self.signal[timesteps]  # of the schedule that is trained
             return (1 - options.huber_c) / (1 + sigma) ** 2 + options.huber_c
         return torch.full(timesteps.shape, options.huber_c * options.huber_scale, device=timesteps.device)
 

@@ -178,11 +178,11 @@ def update(
 
 
 def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accelerator, state: LoopState) -> None:
-    """The bar, and the trackers where there are any."""
-    if losses.average is None:
-        return
-    bar.set_postfix(avr_loss=f"{losses.average:.4f}", refresh=False)
+    """The trackers where there are any, and the bar; without trackers nothing waits for this step's loss."""
     if accelerator.trackers:
+        losses.settle()
         values = {"loss/current": losses.current, "loss/average": losses.average}
         rates = {f"lr/{name}": rate for name, rate in recipe.learning_rates().items()}
         accelerator.log(values | rates, step=state.step)
+    if losses.average is not None:
+        bar.set_postfix(avr_loss=f"{losses.average:.4f}", refresh=False)

@@ -35,7 +35,7 @@ LINE_OPTIONS = {
     "h": (r"\d+", "height", int),
     "d": (r"\d+", "seed", int),
     "s": (r"\d+", "sample_steps", int),
-    "l": (r"[\d.]+", "scale", float),
+    "l": (r"\d+\.?\d*|\.\d+", "scale", float),
     "n": (r".+", "negative_prompt", str),
     "ss": (r".+", "sample_sampler", str),
 }
