@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh checkout to a trained LoRA: environment, packages, a small training run, and where its files are.
-# Arguments go to train_network.py, for example: ./quickstart.sh --max_train_steps 50
+# Arguments go to train_network.py, for example: ./quickstart.sh --max_train_epochs 5
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 

@@ -21,7 +21,7 @@ def train(argv: list[str] | None = None) -> None:
     checked = preflight(options)
     report(options, checked)
 
-    from library.training.network_training import train_network  # torch, diffusers and transformers from here on
+    from library.recipes.network import train_network  # torch, diffusers and transformers from here on
 
     train_network(options, checked)
 

@@ -14,9 +14,10 @@ from library.dataset.scan import ScannedDataset, scan_folders, verify_pictures
 from library.errors import UserError
 from library.families import family_of_kind
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
-from library.options.derived import network_arguments
+from library.options.derived import network_arguments, optimizer_name
 from library.options.groups import SavingOptions, TrainNetworkOptions
 from library.options.honoured import warnings_for
+from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, num_processes, step_plan
 from library.training.prompts import SamplePrompt, read_prompts
 
@@ -53,6 +54,7 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
         attempt(check_vae, options.vae)
     problems.extend(check_output_dir(options))
     problems.extend(check_network_module(options.network_module))
+    problems.extend(check_optimizer(optimizer_name(options)))
     attempt(network_arguments, options)
     prompts = attempt(read_prompts, Path(options.sample_prompts)) if options.sample_prompts else []
     scanned = attempt(scan_folders, options)

@@ -153,9 +153,9 @@ class AdapterNetwork(nn.Module):
         if missing:
             problems.append(f"{path} lacks {len(missing)} weights of this network: {quoted_list(missing, 3)}")
         if misshapen:
-            problems.append(
-                f"{path} was made with other ranks, e.g. {misshapen[0]}: {tuple(weights[misshapen[0]].shape)}"
-            )
+            name = misshapen[0]
+            sizes = f"{tuple(weights[name].shape)} where this network has {tuple(own[name].shape)}"
+            problems.append(f"{path} was made with other ranks, e.g. {name}: {sizes}")
         if problems:
             raise UserError(*problems)
 

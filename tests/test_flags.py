@@ -1,6 +1,7 @@
 """The flags are kohya's, and reading them needs nothing heavy."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -75,3 +76,17 @@ def test_help_is_grouped_and_imports_nothing_heavy():
     for group in GROUPS[1:]:
         assert f"\n{group.__doc__}:" in done.stdout
     assert all(f"--{name}" in done.stdout for name in FLAGS)
+
+
+ALWAYS_IN_FORCE = {"sdpa", "console_log_simple", "skip_until_initial_step"}  # given or not, this is what happens
+
+
+def test_every_flag_is_acted_on_or_listed_as_without_effect():
+    folder = Path(__file__).parents[1] / "library"
+    tables = ("groups.py", "honoured.py")
+    code = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py") if path.name not in tables)
+    families_of_names = {"metadata_": 'f"metadata_{', "save_last_n_": 'f"save_last_n_{'}  # read by a computed name
+    for name in flags_of(TrainNetworkOptions):
+        computed = any(name.startswith(prefix) and pattern in code for prefix, pattern in families_of_names.items())
+        is_read = re.search(rf'\.{name}\b|"{name}"', code) or computed or name in ALWAYS_IN_FORCE
+        assert is_read or name in NOT_HONOURED, name

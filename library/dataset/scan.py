@@ -59,7 +59,9 @@ def scan(subsets: list[SubsetOptions], progress: Progress | None = None) -> Scan
                 unreadable.append(f"{path} ({unreadable_reason(path, error)})")
             if progress:
                 progress(len(records) + len(unreadable), num_pictures)
-    problems = [_unreadable(unreadable)] if unreadable else []
+    if unreadable:  # say at once what else is damaged
+        unreadable += _damaged_pictures(records)
+    problems = [_unreadable(sorted(unreadable))] if unreadable else []
     problems += [problem for folder in folders for problem in folder.problems]
     if not any(folder.pictures for folder in folders if not folder.subset.is_reg):
         problems.append(f"there are no pictures in {quoted_list([str(s.image_dir) for s in subsets if not s.is_reg])}")
@@ -73,15 +75,7 @@ def verify_pictures(
     records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
 ) -> None:
     """Decode every picture once; all that are damaged are named in one UserError."""
-    paths = sorted({record.path for record in records})
-    damaged = []
-    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, reason) in enumerate(zip(paths, pool.map(_damage, paths), strict=True), start=1):
-            if reason:
-                damaged.append(f"{path} ({reason})")
-            if progress:
-                progress(done, len(paths))
-    if damaged:
+    if damaged := _damaged_pictures(records, num_threads, progress):
         raise UserError(_unreadable(damaged))
 
 
@@ -136,6 +130,21 @@ def _upright_size(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         width, height = image.size
         return (height, width) if exif_orientation(image) >= 5 else (width, height)
+
+
+def _damaged_pictures(
+    records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
+) -> list[str]:
+    """Paths, with reasons, of the pictures that do not decode."""
+    paths = sorted({record.path for record in records})
+    damaged = []
+    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
+        for done, (path, reason) in enumerate(zip(paths, pool.map(_damage, paths), strict=True), start=1):
+            if reason:
+                damaged.append(f"{path} ({reason})")
+            if progress:
+                progress(done, len(paths))
+    return damaged
 
 
 def _damage(path: Path) -> str | None:

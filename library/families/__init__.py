@@ -26,7 +26,7 @@ def family_of_kind(checkpoint: CheckpointInfo) -> str:
     trained = " and ".join(KINDS[kind] for row in FAMILIES.values() for kind in row.kinds)
     raise UserError(
         f"--pretrained_model_name_or_path: {checkpoint.path} is a {checkpoint.description}; "
-        f"this version trains {trained} models"
+        f"this version trains a {trained}"
     )
 
 

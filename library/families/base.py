@@ -52,20 +52,31 @@ class AdapterTarget:
 
 
 class ModelFamily(Protocol):
-    """The questions a training script asks of a model."""
+    """The questions training asks of a model; nothing else asks which family it has."""
 
     name: str  # "sd"; suffix of cache files
     device: torch.device
     dtype: torch.dtype  # of the frozen weights
+    unet: nn.Module
+    v_prediction: bool
+    trains_text_encoder: bool
 
     def latents(self, batch: Batch) -> Tensor: ...  # [B, C, h, w], scaled as the U-Net sees them
 
-    def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
-
     def conds(self, batch: Batch) -> Conds: ...
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch) -> Tensor: ...
+    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor: ...
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
+
+    def enable_gradient_checkpointing(self) -> None: ...
+
+    def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
+
+    def decode_latents(self, latents: Tensor) -> Tensor: ...  # scaled -> [B, 3, H, W] around [-1, 1]
+
+    def release_vae(self) -> None: ...  # off the device, until it is used again
+
+    def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds: ...  # of both, for guidance
 
     def metadata(self) -> dict[str, str]: ...

@@ -27,9 +27,9 @@ class CheckpointInfo:
 
 
 KINDS = {
-    "sd1": "Stable Diffusion 1.x",
+    "sd1": "Stable Diffusion 1.x model",
     "sd1_inpainting": "Stable Diffusion 1.x inpainting model",
-    "sd2": "Stable Diffusion 2.x",
+    "sd2": "Stable Diffusion 2.x model",
     "sdxl": "Stable Diffusion XL base model",
     "sdxl_refiner": "Stable Diffusion XL refiner",
     "sd3": "Stable Diffusion 3 model",
@@ -79,7 +79,7 @@ def require_kind(
     """UserError unless the checkpoint is of a kind that this script trains."""
     if info.kind not in accepted:
         wanted = " or ".join(KINDS[kind] for kind in accepted)
-        raise UserError(f"{flag}: {info.path} is a {info.description}; this script trains {wanted} models")
+        raise UserError(f"{flag}: {info.path} is a {info.description}; wanted is a {wanted}")
 
 
 def read_shapes(path: Path, flag: str) -> dict[str, tuple[int, ...] | None]:

@@ -39,6 +39,7 @@ class Sd:
         self.options = options
         self.device = device
         self.dtype = dtype
+        self.v_prediction = options.v_parameterization
         self.vae_dtype = torch.float32 if options.no_half_vae else dtype
         self.tokenizer = clip.build_tokenizer()
         self.text_encoder, self.vae, self.unet = load_models(options, dtype, self.vae_dtype)
@@ -113,10 +114,10 @@ class Sd:
 
     def metadata(self) -> dict[str, str]:
         return {
-            "ss_base_model_version": "sd_v1",
+            "ss_base_model_version": "sd_v1_v" if self.v_prediction else "sd_v1",
             "modelspec.architecture": "stable-diffusion-v1",
             "modelspec.implementation": "diffusers",
-            "modelspec.prediction_type": "epsilon",
+            "modelspec.prediction_type": "v" if self.v_prediction else "epsilon",
         }
 
 

@@ -142,7 +142,7 @@ def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
         reading.problems += unknown
     else:
         for sentence in unknown:
-            logger.warning("%s; it is ignored", sentence)
+            logger.warning("%s (ignored)", sentence)
 
 
 def _renamed(given: dict[str, Given], flags: dict[str, Flag]) -> dict[str, Given]:

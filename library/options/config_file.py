@@ -1,7 +1,6 @@
 """Options in TOML files: where each key stands, what it is called here, and how a file is written."""
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import toml
 
 from library.errors import UserError
+from library.files import write_text_whole
 from library.options.fields import Flag
 
 KEY_LINE = re.compile(r"""\s*(?:[\w-]+\s*\.\s*)?(["']?)([\w-]+)\1\s*=""")
@@ -129,12 +129,9 @@ def write_config(options: Any, flags: dict[str, Flag], path: Path) -> None:
         raise UserError(f"--output_config does not overwrite: {path} is there already")
     values = {name: getattr(options, name) for name, flag in flags.items() if name not in NEVER_WRITTEN}
     lines = [f"{name} = {_to_toml(value)}\n" for name, value in values.items() if value != flags[name].default]
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text("".join(lines), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text_whole(path, "".join(lines))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"--output_config cannot write {path}: {error.strerror}") from None
 
 

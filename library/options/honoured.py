@@ -64,6 +64,7 @@ NOT_HONOURED: dict[str, str] = {
     "base_weights_multiplier": "nothing is merged into the base model",
     "scale_weight_norms": "norms would not be limited",
     "v2": "Stable Diffusion 2.x models cannot be trained",
+    "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
     "lowram": "models are loaded the same way with and without it",
     "highvram": "memory is used the same way with and without it",
 }

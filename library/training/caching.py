@@ -1,6 +1,7 @@
 """Latents computed once: from the VAE or from kohya's .npz files, kept in memory or on disk."""
 
 import logging
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -22,7 +23,7 @@ def cache_latents(dataset: TrainingDataset, family: ModelFamily, options: Datase
         if not dataset.repeats[index]:  # a regularisation picture beyond the balance
             continue
         path = latents_path(record.path, record.size_wh, family.name)
-        if to_disk and is_valid(path, dataset.choices[index].bucket_wh, flips(dataset, index)):
+        if to_disk and is_usable(path, dataset, index, options.skip_cache_check):
             dataset.latents_paths[index] = path
         else:
             missing.append(index)
@@ -39,6 +40,13 @@ def cache_latents(dataset: TrainingDataset, family: ModelFamily, options: Datase
             bar.update(len(batch))
     if broken:
         raise UserError(f"the VAE made NaN of {quoted_list(broken)}; use --no_half_vae, or another --vae")
+
+
+def is_usable(path: Path, dataset: TrainingDataset, index: int, skip_check: bool) -> bool:
+    """Whether a record's latents are on disk, whole and of its bucket's size (unchecked with --skip_cache_check)."""
+    if skip_check:
+        return path.is_file()
+    return is_valid(path, dataset.choices[index].bucket_wh, flips(dataset, index))
 
 
 def flips(dataset: TrainingDataset, index: int) -> bool:

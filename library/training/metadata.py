@@ -3,8 +3,10 @@
 Every value is the `str` of a Python value, so that WebUI, ComfyUI and the metadata editors read it as they are used to.
 """
 
+import base64
 import hashlib
 import json
+import mimetypes
 import os
 import random
 import time
@@ -16,6 +18,8 @@ from library.dataset.dataset import TrainingDataset
 from library.dataset.scan import dataset_dirs, reg_dataset_dirs, tag_frequency
 from library.options.derived import learning_rates, network_arguments, resolution_wh
 from library.options.groups import TrainNetworkOptions
+from library.training.optimizers import OptimizerSpec
+from library.training.plan import StepPlan
 
 IMPLEMENTATION_VERSION = "athanor/0.1.0"
 
@@ -51,19 +55,20 @@ class TrainingMetadata:
         family_metadata: dict[str, str],
         dataset: TrainingDataset,
         optimizer: str,
-        max_train_steps: int,
-        num_epochs: int,
-        num_processes: int,
+        spec: OptimizerSpec,
+        plan: StepPlan,
     ):
         self.options = options
         self.started_at = time.time()
         self.modelspec = {k: v for k, v in family_metadata.items() if k.startswith("modelspec.")}
         self.fields: dict[str, object] = {f"ss_{name}": getattr(options, name) for name in RECORDED_OPTIONS}
         self.fields |= {k: v for k, v in family_metadata.items() if k.startswith("ss_")}
-        self.fields |= run_fields(options, dataset, optimizer, max_train_steps, num_epochs, num_processes)
+        self.fields |= run_fields(options, plan) | {"ss_optimizer": optimizer}
         self.fields |= dataset_fields(dataset, options.enable_bucket)
         self.fields |= model_fields(options)
         self.fields["ss_training_started_at"] = self.started_at
+        if spec.relative_step:
+            self.fields["ss_lr_scheduler"] = f"adafactor:{options.learning_rate}"
         if options.network_args:
             arguments = network_arguments(options)
             self.fields["ss_network_args"] = json.dumps({"dropout": options.network_dropout} | arguments)
@@ -93,6 +98,8 @@ class TrainingMetadata:
             value = getattr(options, f"metadata_{name}")
             if value is not None:
                 spec[f"modelspec.{name}"] = str(value)
+        if options.metadata_thumbnail:
+            spec["modelspec.thumbnail"] = thumbnail_url(options.metadata_thumbnail)
         if options.min_timestep is not None or options.max_timestep is not None:
             spec["modelspec.timestep_range"] = f"{options.min_timestep or 0},{options.max_timestep or 1000}"
         if options.clip_skip is not None:
@@ -100,26 +107,25 @@ class TrainingMetadata:
         return spec
 
 
-def run_fields(
-    options: TrainNetworkOptions,
-    dataset: TrainingDataset,
-    optimizer: str,
-    max_train_steps: int,
-    num_epochs: int,
-    num_processes: int,
-) -> dict[str, object]:
+def thumbnail_url(text: str) -> str:
+    """The picture as a data URL; a text that is one already stays."""
+    if text.startswith("data:"):
+        return text
+    kind = mimetypes.guess_type(text)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(Path(text).read_bytes()).decode('ascii')}"
+
+
+def run_fields(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, object]:
     text_encoder_lr, unet_lr = learning_rates(options)
-    total_batch_size = options.train_batch_size * num_processes * options.gradient_accumulation_steps
-    batches = len(dataset.sampler(options.train_batch_size))
+    total_batch_size = options.train_batch_size * plan.num_processes * plan.accumulation
     return {
         "ss_session_id": random.SystemRandom().randint(0, 2**32),
         "ss_text_encoder_lr": text_encoder_lr,
         "ss_unet_lr": unet_lr,
-        "ss_optimizer": optimizer,
         "ss_network_module": options.network_module or "networks.lora",
-        "ss_max_train_steps": max_train_steps,
-        "ss_num_epochs": num_epochs,
-        "ss_num_batches_per_epoch": batches,
+        "ss_max_train_steps": plan.max_train_steps,
+        "ss_num_epochs": plan.num_epochs,
+        "ss_num_batches_per_epoch": plan.batches_per_epoch,
         "ss_batch_size_per_device": options.train_batch_size,
         "ss_total_batch_size": total_batch_size,
         "ss_debiased_estimation": options.debiased_estimation_loss,

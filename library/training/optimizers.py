@@ -1,13 +1,18 @@
-"""The optimizers by name, and how their arguments are read."""
+"""The optimizers by name, and how their arguments are read. Torch is imported only when one is built."""
+
+from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass, field, replace
-
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING
 
 from library.errors import UserError
 from library.options.derived import optimizer_name, parse_key_values
 from library.options.groups import OptimizerOptions
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ OPTIMIZERS = {
 }
 
 
+ALWAYS_INSTALLED = ("torch", "transformers")
+
+
 def find_spec(name: str) -> OptimizerSpec:
     """The table's row for a name in any case, a class of torch.optim, or any dotted path."""
     for known, spec in OPTIMIZERS.items():
@@ -60,15 +68,25 @@ def find_spec(name: str) -> OptimizerSpec:
     return OptimizerSpec(path, package=path.split(".")[0], schedule_free=name.lower().endswith("schedulefree"))
 
 
+def check_optimizer(name: str) -> list[str]:
+    """A sentence where the package of the optimizer is not installed."""
+    package = find_spec(name).path.split(".")[0]
+    is_there = package in ALWAYS_INSTALLED or importlib.util.find_spec(package) is not None
+    return [] if is_there else [missing_package(name)]
+
+
+def missing_package(name: str) -> str:
+    spec = find_spec(name)
+    package = spec.package or spec.path.split(".")[0]
+    return f"--optimizer_type {name} needs the package {package}, which is not installed: pip install {package}"
+
+
 def import_class(spec: OptimizerSpec, name: str) -> type[Optimizer]:
     module_name, _, class_name = spec.path.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"--optimizer_type {name} needs the package {spec.package or error.name}, which is not installed: "
-            f"pip install {spec.package or error.name}"
-        ) from error
+        raise UserError(missing_package(name)) from error
     except AttributeError as error:
         known = ", ".join(OPTIMIZERS)
         raise UserError(

@@ -33,7 +33,8 @@ class StepPlan:
             text += f" / {self.num_processes} processes = {self.batches_per_process}"
         if self.accumulation > 1:
             text += f" / accumulation {self.accumulation} = {self.steps_per_epoch} steps"
-        return f"{text} an epoch; {self.num_epochs} epochs, {self.max_train_steps} steps in all"
+        epochs = "1 epoch" if self.num_epochs == 1 else f"{self.num_epochs} epochs"
+        return f"{text} an epoch; {epochs}, {self.max_train_steps} steps in all"
 
 
 def num_processes() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import toml
 
 from library.errors import UserError
+from library.options.groups import SAMPLERS
 
 DEFAULT_STEPS = 30
 DEFAULT_SIZE = 512
@@ -62,6 +63,9 @@ def read_prompts(path: Path) -> list[SamplePrompt]:
         raise UserError(f"--sample_prompts: {path} cannot be read: {error}") from error
     if not entries:
         raise UserError(f"--sample_prompts: {path} has no prompts")
+    unknown = [entry.sample_sampler for entry in entries if entry.sample_sampler not in (None, *SAMPLERS)]
+    if unknown:
+        raise UserError(f"--sample_prompts: {path}: there is no sampler {unknown[0]}; known are {', '.join(SAMPLERS)}")
     return [replace(rounded(entry), enum=index) for index, entry in enumerate(entries)]
 
 

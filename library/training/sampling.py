@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from library.families.sd import Sd
+from library.families.base import Conds, ModelFamily
 from library.files import written_whole
 from library.training.prompts import SamplePrompt
 
@@ -37,7 +37,7 @@ SAMPLERS: dict[str, tuple[str, dict]] = {
 SAMPLERS |= {f"k_{name}": SAMPLERS[name] for name in ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a")}
 
 
-def build_sampler(name: str, v_prediction: bool = False):
+def build_sampler(name: str, v_prediction: bool):
     """The diffusers scheduler of a sampler's name."""
     class_name, arguments = SAMPLERS[name]
     prediction_type = "v_prediction" if v_prediction else "epsilon"
@@ -64,10 +64,10 @@ def own_randomness(seed: int | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def draw(family: Sd, prompt: SamplePrompt, default_sampler: str) -> Image.Image:
+def draw(family: ModelFamily, prompt: SamplePrompt, default_sampler: str) -> Image.Image:
     """One picture: classifier-free guidance (arXiv:2207.12598) over the sampler's steps, decoded by the VAE."""
     with own_randomness(prompt.seed):
-        scheduler = build_sampler(prompt.sample_sampler if prompt.sample_sampler in SAMPLERS else default_sampler)
+        scheduler = build_sampler(prompt.sample_sampler or default_sampler, family.v_prediction)
         scheduler.set_timesteps(prompt.sample_steps)
         noise = torch.randn(1, 4, prompt.height // 8, prompt.width // 8)  # on the CPU: the same on every device
         latents = noise.to(family.device) * scheduler.init_noise_sigma
@@ -77,7 +77,9 @@ def draw(family: Sd, prompt: SamplePrompt, default_sampler: str) -> Image.Image:
         return to_picture(family.decode_latents(latents))
 
 
-def guided_step(family: Sd, scheduler, latents: Tensor, timestep: Tensor, conds, scale: float) -> Tensor:
+def guided_step(
+    family: ModelFamily, scheduler, latents: Tensor, timestep: Tensor, conds: Conds, scale: float
+) -> Tensor:
     doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
     timesteps = timestep.to(family.device).expand(2)
     with torch.autocast(family.device.type, family.dtype, enabled=family.dtype != torch.float32):
@@ -93,7 +95,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def save_samples(
-    family: Sd, prompts: list[SamplePrompt], default_sampler: str, folder: Path, name: str | None, when: str
+    family: ModelFamily, prompts: list[SamplePrompt], default_sampler: str, folder: Path, name: str | None, when: str
 ) -> list[Path]:
     """Draw all prompts into `folder`; `when` is e000001 or 000100. Returns the files written."""
     paths = []
@@ -112,7 +114,7 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         picture.save(temporary, format="PNG")
 
 
-def before_after_sheet(family: Sd, network, prompts: list[SamplePrompt], default_sampler: str) -> Image.Image:
+def before_after_sheet(family: ModelFamily, network, prompts: list[SamplePrompt], default_sampler: str) -> Image.Image:
     """The prompts without (above) and with (below) the network, the same seeds in both rows."""
     prompts = [prompt if prompt.seed is not None else replace(prompt, seed=prompt.enum) for prompt in prompts]
     rows = []

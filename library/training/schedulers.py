@@ -121,7 +121,9 @@ def build_scheduler(
             return scheduler_class(options.lr_scheduler_type)(optimizer, **given)
         lengths = horizon(options, max_train_steps, num_processes)
         return SCHEDULERS[options.lr_scheduler](optimizer, lengths, options, **given)
-    except TypeError as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
         name = options.lr_scheduler_type or options.lr_scheduler
         raise UserError(f"--lr_scheduler_args do not fit the schedule {name}: {error}") from error
 

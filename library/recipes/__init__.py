@@ -1,0 +1,1 @@
+"""What each training script does, from checked options to files: recipes over library.training."""

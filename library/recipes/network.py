@@ -1,0 +1,174 @@
+"""Training an adapter network, from checked options to the file: the recipe of train_network.py and its kin."""
+
+import importlib
+import logging
+import random
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from torch import nn
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from library.dataset.dataset import TrainingDataset
+from library.errors import UserError
+from library.families import family_class
+from library.families.base import AdapterTarget, ModelFamily
+from library.options.derived import caches_latents, learning_rates, network_arguments
+from library.options.fields import flags_of
+from library.options.groups import TrainNetworkOptions
+from library.preflight import Preflight
+from library.training import saving
+from library.training.caching import cache_latents
+from library.training.loop import run
+from library.training.metadata import TrainingMetadata
+from library.training.network_recipe import NetworkRecipe
+from library.training.optimizers import build_optimizer
+from library.training.plan import StepPlan
+from library.training.precision import build_accelerator, choose_attention, full_dtype, weight_dtype
+from library.training.reports import TrainedPart, parts_table
+from library.training.saving import LoopState
+from library.training.schedulers import build_scheduler
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NETWORK = "networks.lora"
+OUT_OF_MEMORY = (
+    "the GPU ran out of memory; what needs less, the cheapest first: --cache_latents, --mixed_precision bf16 or fp16, "
+    "--optimizer_type AdamW8bit, a smaller --train_batch_size, --network_train_unet_only, --gradient_checkpointing, "
+    "a smaller --resolution"
+)
+SECRETS = ("wandb_api_key", "huggingface_token")
+
+
+def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
+    """Train and return the path of the network's file."""
+    try:
+        return _train_network(options, checked)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(OUT_OF_MEMORY) from error
+
+
+def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
+    plan = checked.plan
+    algorithm = importlib.import_module(options.network_module or DEFAULT_NETWORK)
+    arguments = network_arguments(options)
+    algorithm.check_arguments(arguments)
+    state = first_state(options, plan)
+    accelerator = build_accelerator(options)
+    (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
+    set_seed(state.seed)
+
+    family = family_class(checked.family)(options, accelerator.device, weight_dtype(options))
+    choose_attention(family.unet, options, accelerator.device)
+    network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
+    groups = network.param_groups(*learning_rates(options))
+    family.trains_text_encoder = any(group["name"].startswith("textencoder") for group in groups)
+    optimizer, spec, optimizer_name = build_optimizer(options, groups)
+    scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps, plan.num_processes)
+
+    dataset = TrainingDataset(checked.scanned, options, state.seed, plan.max_train_steps)
+    if caches_latents(options):
+        cache_latents(dataset, family, options, accelerator.is_local_main_process)
+        family.release_vae()
+
+    network, optimizer, scheduler = accelerator.prepare(network, optimizer, scheduler)
+    network = accelerator.unwrap_model(network)
+    if options.gradient_checkpointing:
+        family.enable_gradient_checkpointing()
+    if options.resume:
+        saving.load_state(accelerator, Path(options.resume))
+        logger.info("going on from step %d of epoch %d", state.step, state.epoch)
+    else:
+        torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
+
+    metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
+    recipe = NetworkRecipe(
+        family, network, optimizer, spec, groups, accelerator, options, metadata, checked.prompts, plan
+    )
+    if accelerator.is_main_process:
+        print(parts_table(trained_parts(network, groups)), flush=True)
+    start_trackers(accelerator, options)
+    recipe.sample_at_first(state)
+    sampler = dataset.sampler(options.train_batch_size, plan.accumulation, plan.num_processes)
+    with logging_redirect_tqdm():
+        state = run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, state)
+    path = recipe.finish(state)
+    accelerator.end_training()
+    return path
+
+
+def first_state(options: TrainNetworkOptions, plan: StepPlan) -> LoopState:
+    """Where training starts: at the beginning, at --initial_step or --initial_epoch, or where --resume left off."""
+    if options.resume:
+        state = saving.read_state(Path(options.resume))
+        if state.step >= plan.max_train_steps:
+            raise UserError(
+                f"--resume: the state is at step {state.step} and training ends at {plan.max_train_steps}; "
+                "give a larger --max_train_epochs or --max_train_steps"
+            )
+        return at_batch_start(state, plan)
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**31)
+    step = options.initial_step or 0
+    if options.initial_step is None and options.initial_epoch is not None:
+        step = (options.initial_epoch - 1) * plan.steps_per_epoch
+    if step >= plan.max_train_steps:
+        raise UserError(f"--initial_step {step} is not before the last step, {plan.max_train_steps}")
+    epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+    return LoopState(epoch + 1, step, step_in_epoch * plan.accumulation, seed)
+
+
+def at_batch_start(state: LoopState, plan: StepPlan) -> LoopState:
+    """The same place, told as the beginning of the next epoch where the running one is finished."""
+    if state.batch >= plan.batches_per_process:
+        return LoopState(state.epoch + 1, state.step, 0, state.seed)
+    return state
+
+
+def build_network(algorithm, family: ModelFamily, options: TrainNetworkOptions, arguments: dict[str, str]) -> nn.Module:
+    """The network on the layers that are to be trained, attached, with --network_weights where given."""
+    targets = wanted_targets(family.adapter_targets(conv=algorithm.wants_convolutions(arguments)), options)
+    network = algorithm.create_network(
+        targets, options.network_dim, options.network_alpha, options.network_dropout, **arguments
+    )
+    if options.network_weights:
+        network.load_weights(Path(options.network_weights))
+    network.apply_to()
+    return network
+
+
+def wanted_targets(targets, options: TrainNetworkOptions) -> list[AdapterTarget]:
+    """Without the parts that the user does not train."""
+    if options.network_train_unet_only:
+        return [target for target in targets if target.part == "unet"]
+    if options.network_train_text_encoder_only:
+        return [target for target in targets if target.part != "unet"]
+    return list(targets)
+
+
+def trained_parts(network: nn.Module, groups: list[dict]) -> list[TrainedPart]:
+    """Rows of the table: every part with what the optimizer does with it."""
+    rows = []
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    parts = {"text encoder": ("te", "te1", "te2"), "U-Net": ("unet",)}
+    for name, keys in parts.items():
+        adapters = [adapter for adapter in network.adapters() if adapter.part in keys]
+        parameters = [parameter for adapter in adapters for parameter in adapter.parameters()]
+        rate = next((rates[id(p)] for p in parameters if id(p) in rates), None)
+        rows.append(TrainedPart(name, len(adapters), sum(p.numel() for p in parameters), rate))
+    return rows
+
+
+def start_trackers(accelerator: Accelerator, options: TrainNetworkOptions) -> None:
+    if options.logging_dir:
+        config = loggable_options(options) if options.log_config else None
+        accelerator.init_trackers(options.log_tracker_name or "network_train", config)
+
+
+def loggable_options(options: TrainNetworkOptions) -> dict[str, object]:
+    """The options for a tracker, without secrets and without paths, which tell of the user's computer."""
+    flags = flags_of(type(options)).values()
+    shown = [flag.name for flag in flags if flag.kind != "path" and flag.name not in SECRETS]
+    values = {name: getattr(options, name) for name in shown}
+    return {name: v if isinstance(v, int | float | str) else str(v) for name, v in values.items()}

@@ -1,0 +1,160 @@
+"""What the loop asks of a run that trains an adapter network: its loss, and what to write when."""
+
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from library.families.base import Batch, ModelFamily
+from library.options.derived import caches_latents
+from library.options.groups import TrainNetworkOptions
+from library.training import saving
+from library.training.denoising import Ddpm, denoising_loss
+from library.training.metadata import TrainingMetadata
+from library.training.optimizers import OptimizerSpec
+from library.training.plan import StepPlan, save_every_n_epochs
+from library.training.precision import save_dtype
+from library.training.prompts import SamplePrompt
+from library.training.sampling import before_after_sheet, save_samples, write_picture
+from library.training.saving import LoopState, OutputNames
+
+logger = logging.getLogger(__name__)
+
+
+class NetworkRecipe:
+    """What the loop asks of a run that trains a network: its loss, and what to write when."""
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        network: nn.Module,
+        optimizer: Optimizer,
+        spec: OptimizerSpec,
+        groups: list[dict],
+        accelerator: Accelerator,
+        options: TrainNetworkOptions,
+        metadata: TrainingMetadata,
+        prompts: list[SamplePrompt],
+        plan: StepPlan,
+    ):
+        self.family, self.network, self.optimizer, self.spec = family, network, optimizer, spec
+        self.accelerator, self.options, self.metadata = accelerator, options, metadata
+        self.prompts, self.plan = prompts, plan
+        self.objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
+        self.names = OutputNames(options)
+        self.group_names = [group["name"] for group in groups]
+        self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
+
+    def loss(self, batch: Batch) -> Tensor:
+        with self.accelerator.autocast():
+            return denoising_loss(self.family, self.objective, batch).mean()
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def learning_rates(self) -> dict[str, float]:
+        rates = {}
+        for name, group in zip(self.group_names, self.optimizer.param_groups, strict=True):
+            rates[name] = group["lr"]
+            if self.spec.adapts_lr and "d" in group:
+                rates[f"d*lr/{name}"] = group["d"] * group["lr"]
+        return rates
+
+    def training_mode(self) -> None:
+        self.network.train()
+        if self.spec.schedule_free:
+            self.optimizer.train()
+
+    def resting_mode(self) -> None:
+        """As the network is saved and sampled: no dropout, and a schedule-free optimizer's averaged weights."""
+        self.network.eval()
+        if self.spec.schedule_free:
+            self.optimizer.eval()
+
+    def step_finished(self, state: LoopState) -> None:
+        options = self.options
+        if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
+            self.sample(f"{state.step:06d}")
+        every = options.save_every_n_steps
+        if due(every, state.step):
+            self.save(self.names.step(state.step), state, epoch=state.epoch - 1)
+            self.remove(self.names.step, saving.step_to_remove, state.step, every, "steps")
+
+    def epoch_finished(self, state: LoopState) -> None:
+        if due(self.options.sample_every_n_epochs, state.epoch):
+            self.sample(f"e{state.epoch:06d}")
+        if due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs:
+            self.save(self.names.epoch(state.epoch), state, epoch=state.epoch)
+            self.remove(self.names.epoch, saving.epoch_to_remove, state.epoch, self.every_n_epochs, "epochs")
+
+    def remove(self, name_of, which, now: int, every: int, unit: str) -> None:
+        """Remove the checkpoint and the state that have become too old."""
+        if not self.accelerator.is_main_process:
+            return
+        keep = getattr(self.options, f"save_last_n_{unit}")
+        keep_state = getattr(self.options, f"save_last_n_{unit}_state") or keep
+        gone, gone_state = which(now, every, keep), which(now, every, keep_state)
+        if gone is not None:
+            saving.remove_checkpoint(name_of(gone))
+        if gone_state is not None:
+            saving.remove_state(self.names.state_of(name_of(gone_state)))
+
+    def save(self, path: Path, state: LoopState, epoch: int, with_state: bool | None = None) -> None:
+        """Write the network, and the state where it is wanted; `epoch` as the metadata counts it."""
+        self.resting_mode()
+        if self.accelerator.is_main_process:
+            dtype = save_dtype(self.options.save_precision)
+            self.network.save_weights(path, dtype, self.metadata.at(state.step, epoch))
+            logger.info("saved: %s", path)
+        if self.options.save_state if with_state is None else with_state:
+            saving.save_state(self.accelerator, self.names.state_of(path), state)
+
+    def sample_at_first(self, state: LoopState) -> None:
+        if self.options.sample_at_first and self.prompts and state.step == 0:
+            self.sample("e000000")
+
+    def sample(self, when: str) -> None:
+        """Draw the sample prompts on the main process."""
+        if not self.prompts or not self.accelerator.is_main_process:
+            return
+        self.resting_mode()
+        folder = self.names.folder / "sample"
+        save_samples(self.family, self.prompts, self.options.sample_sampler, folder, self.options.output_name, when)
+        self.release_vae()
+
+    def release_vae(self) -> None:
+        if caches_latents(self.options):
+            self.family.release_vae()
+
+    def finish(self, state: LoopState) -> Path:
+        """The last file, its state, the before-and-after picture, and where to put it all."""
+        path = self.names.final()
+        options = self.options
+        self.save(path, state, self.plan.num_epochs, with_state=options.save_state or options.save_state_on_train_end)
+        if self.accelerator.is_main_process:
+            self.check_file(path)
+            if options.before_after:
+                self.write_before_after()
+        return path
+
+    def write_before_after(self) -> None:
+        path = self.names.folder / "before_after.png"
+        sheet = before_after_sheet(self.family, self.network, self.prompts, self.options.sample_sampler)
+        write_picture(path, sheet)
+        logger.info("the sample prompts without and with the network: %s", path)
+
+    def check_file(self, path: Path) -> None:
+        """Read the file back: every key must belong to a layer of the model, and the weights must be finite."""
+        num_layers = self.network.check_saved(path)
+        logger.info("%s was read back: all %d layers match the model", path, num_layers)
+        logger.info(
+            "To use it, put it into models/Lora of the Stable Diffusion WebUI or models/loras of ComfyUI; "
+            "in the WebUI the prompt then has <lora:%s:1>",
+            path.stem,
+        )
+
+
+def due(every: int | None, count: int) -> bool:
+    return bool(every) and count % every == 0
