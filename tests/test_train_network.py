@@ -73,7 +73,7 @@ def test_metadata_has_every_field_of_kohyas(tiny_file, pictures, tmp_path):
     )
     assert json.loads(metadata["ss_dataset_dirs"]) == {"2_cat": {"n_repeats": 2, "img_count": 4}}
     assert metadata["ss_steps"] == "8" and metadata["ss_epoch"] == "1" and metadata["ss_unet_lr"] == "0.001"
-    assert metadata["ss_network_alpha"] == "1" and metadata["ss_v2"] == "False"
+    assert metadata["ss_seed"] == "1" and metadata["ss_network_alpha"] == "1" and metadata["ss_v2"] == "False"
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert all(value.dtype == torch.float16 for value in load_file(tmp_path / "out" / "lora.safetensors").values())
 

@@ -88,8 +88,12 @@ class LossRecorder:
 def build_loader(
     dataset: TrainingDataset, batches: ShardedBatches, options: TrainNetworkOptions, device: torch.device
 ) -> DataLoader:
-    """Workers only prefetch: what they give depends on the draws alone, so their number changes no result."""
-    num_workers = 0 if dataset.latents else min(options.max_data_loader_n_workers, os.cpu_count() or 1)
+    """Workers only prefetch: what they give depends on the draws alone, so their number changes no result.
+
+    With cached latents there is nothing to wait for, and starting workers (on Windows each imports torch) costs more.
+    """
+    cached = dataset.latents or dataset.latents_paths
+    num_workers = 0 if cached else min(options.max_data_loader_n_workers, os.cpu_count() or 1)
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -27,7 +27,7 @@ IMPLEMENTATION_VERSION = "athanor/0.1.0"
 RECORDED_OPTIONS = [
     "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps", "network_module",
     "network_dim", "network_alpha", "network_dropout", "mixed_precision", "full_fp16", "v2", "clip_skip",
-    "max_token_length", "cache_latents", "seed", "lowram", "noise_offset", "multires_noise_iterations",
+    "max_token_length", "cache_latents", "lowram", "noise_offset", "multires_noise_iterations",
     "multires_noise_discount", "adaptive_noise_scale", "zero_terminal_snr", "training_comment", "max_grad_norm",
     "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "face_crop_aug_range",
     "prior_loss_weight", "min_snr_gamma", "scale_weight_norms", "ip_noise_gamma", "noise_offset_random_strength",
@@ -138,6 +138,7 @@ def dataset_fields(dataset: TrainingDataset, enable_bucket: bool) -> dict[str, o
     scanned = dataset.scanned
     buckets = bucket_info(dataset.choices, dataset.repeats) if enable_bucket else None
     return {
+        "ss_seed": dataset.seed,  # also where the user gave none, so that the run can be repeated
         "ss_num_train_images": dataset.num_train_images,
         "ss_num_reg_images": dataset.num_reg_images,
         "ss_num_validation_images": 0,

@@ -46,11 +46,20 @@ def build_accelerator(options: TrainNetworkOptions) -> Accelerator:
     folder = logging_folder(options)
     if folder and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--logging_dir needs the package tensorboard: pip install tensorboard")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with="tensorboard" if folder else None,
         project_dir=folder,
     )
+    if options.full_fp16:
+        allow_fp16_gradients(accelerator.scaler)
+    return accelerator
+
+
+def allow_fp16_gradients(scaler: torch.amp.GradScaler) -> None:
+    """Let the scaler unscale gradients that are fp16 themselves, as --full_fp16 makes them; by default it refuses."""
+    unscale = scaler._unscale_grads_
+    scaler._unscale_grads_ = lambda optimizer, inv_scale, found_inf, _: unscale(optimizer, inv_scale, found_inf, True)
 
 
 def choose_attention(unet: nn.Module, options: PrecisionOptions, device: torch.device) -> None:

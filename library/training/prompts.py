@@ -1,6 +1,7 @@
 """Sample-prompt files: one picture a line with its options, or the same as TOML or JSON. Needs no torch."""
 
 import json
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ import toml
 
 from library.errors import UserError
 from library.options.groups import SAMPLERS
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_STEPS = 30
 DEFAULT_SIZE = 512
@@ -81,6 +84,7 @@ def parse_line(line: str, where: str) -> SamplePrompt:
     for option in options:
         name, _, value = option.strip().partition(" ")
         if name.lower() in OTHER_FAMILIES_OPTIONS:
+            logger.warning("--sample_prompts: %s: --%s has no meaning for this model", where, name)
             continue
         if name.lower() not in LINE_OPTIONS:
             raise UserError(
