@@ -211,6 +211,15 @@ def test_folder_without_a_vae_is_a_mistake(tiny_file, tmp_path):
 # --- diffusers as a reader of what we write --------------------------------------------------------------------------
 
 
+def test_attention_of_the_vae_is_written_as_1x1_convolutions(tiny_file):
+    """As the LDM code has it; diffusers reads both forms, others do not."""
+    weights = load_file(tiny_file)
+    for part in ("encoder", "decoder"):
+        for name in ("q", "k", "v", "proj_out"):
+            assert weights[f"first_stage_model.{part}.mid.attn_1.{name}.weight"].shape == (32, 32, 1, 1)
+            assert weights[f"first_stage_model.{part}.mid.attn_1.{name}.bias"].shape == (32,)
+
+
 def test_diffusers_reads_our_unet(tiny_file, tiny_folder):
     unet = UNet2DConditionModel.from_single_file(
         str(tiny_file), config=str(tiny_folder / "unet"), local_files_only=True

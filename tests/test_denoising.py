@@ -42,7 +42,7 @@ def snr(timesteps: torch.Tensor = TIMESTEPS) -> np.ndarray:
 
 
 def assert_near(found: torch.Tensor, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=5e-4, atol=1e-7)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=5e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +230,8 @@ def test_pyramid_noise_has_unit_variance_and_like_neighbours():
     pyramid = pyramid_noise(noise, 6, 0.8)
     assert pyramid.shape == noise.shape
     assert pyramid.std().item() == pytest.approx(1, abs=1e-4)
-    assert abs(neighbours_correlation(noise)) < 0.03
-    assert neighbours_correlation(pyramid_noise(noise, 6, 0.3)) > 0.05
+    assert abs(neighbours_correlation(noise)) < 0.015
+    assert neighbours_correlation(pyramid_noise(noise, 6, 0.3)) > 0.02
     assert neighbours_correlation(pyramid) > neighbours_correlation(pyramid_noise(noise, 6, 0.3)) + 0.1
 
 
@@ -318,7 +318,7 @@ def test_width_by_snr_is_of_the_schedule_that_is_trained():
     assert_near(found[:-1], 0.9 / (1 + sigma) ** 2 + 0.1)
 
 
-# --- the whole ---------------------------------------------------------------------------------------------------------
+# --- the whole -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -328,12 +328,12 @@ def family(tiny_folder):
 
 
 def batch(**changes) -> Batch:
-    torch.manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     values = dict(
         captions=["a cat", "a dog"],
         loss_weights=torch.ones(2),
         images=None,
-        latents=5 * torch.randn(2, 4, 8, 8),
+        latents=5 * torch.randn(2, 4, 8, 8, generator=generator),
         conds=None,
         alpha_masks=None,
         original_sizes_hw=torch.full((2, 2), 64),
@@ -412,15 +412,13 @@ def test_every_sample_is_seen_at_its_timestep_with_its_caption(family):
 
 def test_pictures_and_their_latents_give_the_same_loss(family):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    timesteps = torch.tensor([40, 700])
-    torch.manual_seed(7)
+    with_images, with_latents, timesteps = batch(images=images, latents=None), batch(), torch.tensor([40, 700])
     with torch.no_grad():
-        from_images = denoising_loss(family, ddpm(), batch(images=images, latents=None), timesteps)
         torch.manual_seed(7)
-        one_batch = batch()
+        from_images = denoising_loss(family, ddpm(), with_images, timesteps)
         torch.manual_seed(7)
-        one_batch.latents = family.encode_images(images)
-        assert torch.equal(denoising_loss(family, ddpm(), one_batch, timesteps), from_images)
+        with_latents.latents = family.encode_images(images)
+        assert torch.equal(denoising_loss(family, ddpm(), with_latents, timesteps), from_images)
 
 
 def test_timesteps_are_drawn_within_the_range_where_none_are_given(family):

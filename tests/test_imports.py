@@ -1,0 +1,167 @@
+"""Who may import whom: downward only, no cycles, no torch before training starts. Read from the sources, not run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From low to high: a module imports from its own row and from the rows above it here. A name stands for the module and
+# everything inside it; of two that match, the longer one counts.
+LAYERS: list[tuple[str, ...]] = [
+    ("library", "library.errors", "library.files"),
+    ("library.options", "library.network_files"),
+    ("library.logs", "library.families", "library.dataset"),
+    ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
+    ("library.families.sd",),
+    ("library.training",),
+    ("library.preflight",),
+    ("library.recipes",),
+    ("scripts",),  # train_network.py and its kin, and tools/
+]
+
+# What must be there before torch is: all that `--help` and the checks of a run need.
+TORCH_FREE = (
+    "train_network",
+    "library.errors",
+    "library.families.detect",
+    "library.files",
+    "library.logs",
+    "library.options",
+    "library.preflight",
+    "library.training.optimizers",
+    "library.training.plan",
+    "library.training.prompts",
+    "library.training.reports",
+    "networks.arguments",
+    "tools.install",
+)
+HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    module_name(path): path
+    for pattern in ("library/**/*.py", "networks/**/*.py", "tools/**/*.py", "*.py")
+    for path in ROOT.glob(pattern)
+}
+
+
+def is_left_out(node: ast.AST) -> bool:
+    """Whether the inside of a statement is not run when its module is loaded."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+def statements(tree: ast.AST, inside_functions: bool) -> list[ast.Import | ast.ImportFrom]:
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append(node)
+        elif inside_functions or not is_left_out(node):
+            found += statements(node, inside_functions)
+    return found
+
+
+def imported(name: str, inside_functions: bool = True) -> set[str]:
+    """The modules that a module imports, its own as they are called here, others by their dotted names."""
+    tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in statements(tree, inside_functions):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        else:
+            assert not node.level, f"{name}: relative import"
+            names |= {
+                inner if (inner := f"{node.module}.{alias.name}") in SOURCES else node.module for alias in node.names
+            }
+    return names
+
+
+def is_inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def layer(name: str) -> int:
+    """The row of the longest name that matches; scripts are what is in no package of ours."""
+    if not name.startswith(("library", "networks")):
+        name = "scripts"
+    matching = [(len(known), row) for row, names in enumerate(LAYERS) for known in names if is_inside(name, known)]
+    return max(matching)[1]
+
+
+OURS = {name: imported(name) & SOURCES.keys() for name in SOURCES}
+
+
+def loaded_by(name: str) -> set[str]:
+    """All modules, ours and others, that are loaded with a module, packages included."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current in SOURCES:
+            waiting += imported(current, inside_functions=False)
+            waiting += [current.rpartition(".")[0]] if "." in current else []
+    return seen
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_imports_go_down(name):
+    upward = {other for other in OURS[name] if layer(other) > layer(name)}
+    assert not upward, f"{name} is below {sorted(upward)}"
+
+
+def test_library_never_imports_a_network_by_name():
+    """Networks are chosen with --network_module; the library knows them by what they answer."""
+    guilty = {
+        name: sorted(networks)
+        for name, others in OURS.items()
+        if is_inside(name, "library") and (networks := {other for other in others if is_inside(other, "networks")})
+    }
+    assert "networks.lora" in SOURCES
+    assert not guilty
+
+
+def test_nothing_imports_a_script():
+    scripts = {name for name in SOURCES if not name.startswith(("library", "networks", "tools"))}
+    guilty = {name: others & scripts for name, others in OURS.items() if others & scripts}
+    assert "train_network" in scripts
+    assert not guilty
+
+
+def test_there_are_no_cycles():
+    finished: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in finished:
+            for other in sorted(OURS[name]):
+                visit(other, (*path, name))
+            finished.add(name)
+
+    for name in sorted(SOURCES):
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SOURCES if any(is_inside(name, free) for free in TORCH_FREE)))
+def test_module_is_loaded_without_torch(name):
+    heavy = {other for other in loaded_by(name) if any(is_inside(other, package) for package in HEAVY)}
+    assert not heavy
+
+
+def test_training_itself_is_seen_to_load_torch():
+    assert "torch" in loaded_by("library.recipes.network")
+
+
+def test_every_name_of_the_tables_is_a_module():
+    named = {name for names in LAYERS for name in names} | set(TORCH_FREE)
+    assert named - SOURCES.keys() <= {"scripts"}
