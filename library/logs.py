@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 from library.options.groups import LoggingOptions
 
@@ -15,6 +16,7 @@ def start_logging(options: LoggingOptions) -> None:
     level = getattr(logging, options.console_log_level or "INFO")
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if options.console_log_file:
+        Path(options.console_log_file).absolute().parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:

@@ -12,7 +12,7 @@ from library.files import written_whole
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pt or .ckpt network file; pickles are loaded weights-only."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return safetensors.torch.load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -22,7 +22,7 @@ def write_weights(
 ) -> None:
     """Write weights whole, all of them cast to `dtype` where given; metadata goes into safetensors files only."""
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         metadata = (metadata or {}) | content_hashes(weights, metadata or {})
         data = safetensors.torch.save(weights, {name: str(value) for name, value in metadata.items()})
         with written_whole(path) as temporary:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from library.errors import UserError
-from library.families.checkpoints import ldm_state_dict, open_checkpoint, unet_naming, vae_name_in_file
+from library.families.checkpoints import ldm_state_dict, load_unet, open_checkpoint, unet_naming, vae_name_in_file
 from library.families.sd import load_models
 from library.options.groups import ModelOptions
 from tests import tiny
@@ -327,3 +327,24 @@ def test_diffusers_converts_our_vae_names_back(full_size_vae):
     checkpoint = numbered([vae_name_in_file(name, num_blocks=4) for name in ours], "first_stage_model.")
     converted = single_file_utils.convert_ldm_vae_checkpoint(checkpoint, dict(full_size_vae.config))
     assert {name: value.item() for name, value in converted.items()} == {name: i for i, name in enumerate(ours)}
+
+
+def test_a_pickled_inpainting_model_is_named_when_its_shapes_are_seen(tmp_path):
+    weights = dict(ldm_state_dict(*tiny.models()))
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    weights[name] = torch.zeros(weights[name].shape[0], 9, 3, 3)
+    with pytest.raises(UserError, match="inpainting"):
+        load_unet(weights, torch.float32)
+
+
+def test_a_pickle_of_something_else_has_no_unet(tmp_path):
+    torch.save([1, 2], tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="no Stable Diffusion U-Net"):
+        load_unet(open_checkpoint(tmp_path / "x.ckpt"), torch.float32)
+
+
+def test_a_safetensors_file_whose_offsets_are_wrong_is_refused_in_a_sentence(tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,8]}}'
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        open_checkpoint(tmp_path / "x.safetensors")

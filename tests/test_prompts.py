@@ -134,3 +134,27 @@ def test_toml_has_subsets_that_go_before_what_they_share(tmp_path):
 )
 def test_mistakes_in_toml_and_json_are_named(suffix, text, words, tmp_path):
     assert words in mistake(tmp_path, text, suffix)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("p.json", '{"prompt": "a"}', "list of texts"),
+        ("p.json", "5", "list of texts"),
+        ("p.json", '[{"prompt": "a", "width": "512"}]', "width must be a whole number, got '512'"),
+        ("p.json", '[{"prompt": null}]', "prompt must be text"),
+        ("p.json", '[{"prompt": "a", "seed": 1.5}]', "seed must be a whole number"),
+        ("p.toml", 'prompt = "a"', r"table \[prompt\]"),
+        ("p.txt", "a --d 99999999999999999999999", "seed must be between"),
+    ],
+)
+def test_entries_of_the_wrong_kind_are_named(name, content, expected, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=expected):
+        read_prompts(tmp_path / name)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(UserError, match="not in UTF-8"):
+        read_prompts(tmp_path / "p.txt")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -26,7 +26,10 @@ class SafetensorsReader(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each read from the memory-mapped file when asked for."""
 
     def __init__(self, path: Path):
-        self._file = safe_open(str(path), framework="pt")
+        try:
+            self._file = safe_open(str(path), framework="pt")
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
         self._names = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
@@ -53,10 +56,10 @@ def open_checkpoint(path: Path) -> Mapping[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UserError(
-            f"{path} cannot be loaded safely: it holds more than weights ({type(error).__name__}); "
+            f"{path} cannot be loaded safely: it is damaged or holds more than weights; "
             "get the .safetensors version of this model"
         ) from error
-    weights = loaded.get("state_dict", loaded)
+    weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
 
 
@@ -153,6 +156,8 @@ def unet_config(weights: Mapping[str, Tensor]) -> dict:
 
     present = set(names)
     downsamplers = sorted(int(n.split(".")[1]) for n in names if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", n))
+    if not downsamplers:
+        raise UserError("the checkpoint has no Stable Diffusion U-Net")
     layers_per_block = downsamplers[0] - 1
     num_blocks = len(downsamplers) + 1
     widths, attended = [], []
@@ -184,8 +189,11 @@ def unet_naming(unet: UNet2DConditionModel) -> Callable[[str], str]:
 
 
 def load_unet(weights: Mapping[str, Tensor], dtype: torch.dtype) -> UNet2DConditionModel:
+    config = unet_config(weights)
+    if config["in_channels"] != 4:  # seen here only of pickles, whose shapes are not known before
+        raise UserError(f"the checkpoint is an inpainting model: its U-Net has {config['in_channels']} input channels")
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config(weights))
+        unet = UNet2DConditionModel(**config)
     naming = unet_naming(unet)
     fill(unet, weights, lambda name: UNET_PREFIX + naming(name), dtype, "Stable Diffusion U-Net")
     return unet

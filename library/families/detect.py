@@ -203,4 +203,4 @@ def _kind_of_ldm_unet(shapes: dict[str, tuple[int, ...] | None], has) -> str:
         return "sd2"
     if not has("cond_stage_model.transformer."):
         return "unet_only"
-    return "sd1_inpainting" if first_convolution and first_convolution[1] != 4 else "sd1"
+    return "sd1_inpainting" if first_convolution and first_convolution[1:2] != (4,) else "sd1"

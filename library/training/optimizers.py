@@ -87,7 +87,7 @@ def import_class(spec: OptimizerSpec, name: str) -> type[Optimizer]:
         return getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
         raise UserError(missing_package(name)) from error
-    except AttributeError as error:
+    except (AttributeError, ValueError) as error:
         known = ", ".join(OPTIMIZERS)
         raise UserError(
             f"--optimizer_type {name}: {module_name} has no {class_name}; known names are {known}, "

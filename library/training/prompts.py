@@ -9,7 +9,7 @@ from pathlib import Path
 import toml
 
 from library.errors import UserError
-from library.options.groups import SAMPLERS
+from library.options.groups import MAX_SEED, SAMPLERS
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +44,17 @@ LINE_OPTIONS = {
     "ss": (r".+", "sample_sampler", str),
 }
 OTHER_FAMILIES_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")  # of FLUX, ControlNet and others; no meaning for SD
-FILE_KEYS = {"prompt", *(field for _, field, _ in LINE_OPTIONS.values())}
+FILE_KEYS = {"prompt": str} | {field: kind for _, field, kind in LINE_OPTIONS.values()}
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number"}
 
 
 def read_prompts(path: Path) -> list[SamplePrompt]:
     """The prompts of a .txt, .toml or .json file; UserError names file and line of what cannot be read."""
-    text = path.read_text(encoding="utf-8-sig")
     try:
-        if path.suffix == ".txt":
-            entries = parse_lines(text, path)
-        elif path.suffix == ".toml":
-            table = toml.loads(text).get("prompt", {})
-            subsets = table.pop("subset", [])
-            entries = [parse_table({**table, **subset}, path) for subset in subsets]
-        else:
-            entries = [
-                parse_line(entry, f"{path}") if isinstance(entry, str) else parse_table(entry, path)
-                for entry in json.loads(text)
-            ]
+        text = path.read_text(encoding="utf-8-sig")
+        entries = READERS[path.suffix](text, path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"--sample_prompts: {path} is not in UTF-8; save it with this encoding") from error
     except (toml.TomlDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"--sample_prompts: {path} cannot be read: {error}") from error
     if not entries:
@@ -69,12 +62,34 @@ def read_prompts(path: Path) -> list[SamplePrompt]:
     unknown = [entry.sample_sampler for entry in entries if entry.sample_sampler not in (None, *SAMPLERS)]
     if unknown:
         raise UserError(f"--sample_prompts: {path}: there is no sampler {unknown[0]}; known are {', '.join(SAMPLERS)}")
+    if large := [entry.seed for entry in entries if not 0 <= (entry.seed or 0) <= MAX_SEED]:
+        raise UserError(f"--sample_prompts: {path}: a seed must be between 0 and {MAX_SEED}, got {large[0]}")
     return [replace(rounded(entry), enum=index) for index, entry in enumerate(entries)]
 
 
 def parse_lines(text: str, path: Path) -> list[SamplePrompt]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if not line.startswith("#")]
     return [parse_line(line, f"{path}, line {number}") for number, line in lines if line]
+
+
+def parse_toml(text: str, path: Path) -> list[SamplePrompt]:
+    """A table `[prompt]` with what all share, and `[[prompt.subset]]` for each picture."""
+    shared = toml.loads(text).get("prompt")
+    subsets = shared.pop("subset", []) if isinstance(shared, dict) else None
+    if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
+        raise UserError(f"--sample_prompts: {path} needs a table [prompt] with tables [[prompt.subset]]")
+    return [parse_table({**shared, **subset}, path) for subset in subsets]
+
+
+def parse_json(text: str, path: Path) -> list[SamplePrompt]:
+    """A list of prompt lines and of objects."""
+    entries = json.loads(text)
+    if not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
+        raise UserError(f"--sample_prompts: {path} must hold a list of texts or objects")
+    return [parse_line(e, str(path)) if isinstance(e, str) else parse_table(e, path) for e in entries]
+
+
+READERS = {".txt": parse_lines, ".toml": parse_toml, ".json": parse_json}
 
 
 def parse_line(line: str, where: str) -> SamplePrompt:
@@ -100,12 +115,19 @@ def parse_line(line: str, where: str) -> SamplePrompt:
 
 def parse_table(table: dict, path: Path) -> SamplePrompt:
     unknown = (
-        set(table) - FILE_KEYS - {"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"}
+        set(table)
+        - set(FILE_KEYS)
+        - {"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"}
     )
     if unknown or "prompt" not in table:
         what = f"unknown key {sorted(unknown)[0]}" if unknown else "an entry has no prompt"
         raise UserError(f"--sample_prompts: {path}: {what}")
-    return SamplePrompt(**{key: value for key, value in table.items() if key in FILE_KEYS})
+    values = {key: value for key, value in table.items() if key in FILE_KEYS}
+    for key, value in values.items():
+        wanted = FILE_KEYS[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+            raise UserError(f"--sample_prompts: {path}: {key} must be {TYPE_NAMES[wanted]}, got {value!r}")
+    return SamplePrompt(**values)
 
 
 def rounded(prompt: SamplePrompt) -> SamplePrompt:
