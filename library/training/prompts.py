@@ -74,7 +74,7 @@ def parse_lines(text: str, path: Path) -> list[SamplePrompt]:
 
 def parse_toml(text: str, path: Path) -> list[SamplePrompt]:
     """A table `[prompt]` with what all share, and `[[prompt.subset]]` for each picture."""
-    shared = toml.loads(text).get("prompt")
+    shared = toml.loads(text).get("prompt", {})
     subsets = shared.pop("subset", []) if isinstance(shared, dict) else None
     if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
         raise UserError(f"--sample_prompts: {path} needs a table [prompt] with tables [[prompt.subset]]")
