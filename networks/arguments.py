@@ -19,8 +19,9 @@ def read_arguments(module: str, declared: dict[str, Callable[[str], object]], gi
             continue
         try:
             values[key] = declared[key](text)
-        except ValueError:
-            problems.append(f"network_args: {key} must be {declared[key].__name__}, got {text!r}")
+        except ValueError as error:  # of our own converters it says what they take
+            expected = declared[key].__name__ if isinstance(declared[key], type) else error
+            problems.append(f"network_args: {key} must be {expected}, got {text!r}")
     if problems:
         raise UserError(*problems)
     return values

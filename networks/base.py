@@ -6,6 +6,7 @@ Names in files come from the family (`AdapterTarget.name`), so `state_dict()` of
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +15,9 @@ from torch import Tensor, nn
 from library.errors import UserError, quoted_list
 from library.families.base import AdapterTarget
 from library.network_files import read_weights, write_weights
+from networks.param_groups import LearningRateRules, param_groups
 
 logger = logging.getLogger(__name__)
-
-PART_NAMES = {"te": "text encoder", "te1": "text encoder 1", "te2": "text encoder 2", "unet": "U-Net"}
 
 
 class Adapter(nn.Module):
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
 
     def __init__(self, target: AdapterTarget, module_dropout: float | None):
         super().__init__()
-        self.part = target.part
+        self.part, self.block = target.part, target.block
         self.multiplier = 1.0
         self.module_dropout = module_dropout
         self._base = [target.layer]  # in a list, so that the frozen layer is not a child of the network
@@ -67,6 +67,17 @@ class Adapter(nn.Module):
         """The parameters that LoRA+ gives a higher learning rate (arXiv:2402.12354): those on the output's side."""
         return []
 
+    def norm(self) -> Tensor:
+        """The Frobenius norm of the change of the weight, a scalar."""
+        return self.delta_weight().float().norm()
+
+    def rescale(self, factor: Tensor) -> None:
+        """Multiply the change by a factor, in equal parts on its parameters: the change is linear in each of them."""
+        parameters = list(self.parameters())
+        root = factor ** (1 / len(parameters))
+        for parameter in parameters:
+            parameter.mul_(root)
+
     @torch.no_grad()
     def merge(self, multiplier: float = 1.0) -> None:
         """Add the change to the base layer's weight."""
@@ -74,12 +85,27 @@ class Adapter(nn.Module):
         weight.copy_(weight.float() + multiplier * self.delta_weight().to(weight.device, torch.float32))
 
 
+@dataclass(frozen=True)
+class LimitedNorms:
+    """What `limit_norms` did; it stays on the device until somebody asks."""
+
+    norms: Tensor  # [adapters], those of the changes as they are now
+    scaled: Tensor  # [adapters], whether they were larger before
+
+    def logged(self) -> dict[str, float]:
+        """The values that kohya logs, under its names."""
+        num_scaled, largest, mean = torch.stack(
+            [self.scaled.float().sum(), self.norms.max(), self.norms.mean()]
+        ).tolist()
+        return {"max_norm/keys_scaled": num_scaled, "max_norm/max_key_norm": largest, "norm/avg_key_norm": mean}
+
+
 class AdapterNetwork(nn.Module):
     """Adapters on all targets of a model; each is a child under its name in the file."""
 
-    def __init__(self, adapters: dict[str, Adapter], loraplus_ratios: dict[str, float] | None = None):
+    def __init__(self, adapters: dict[str, Adapter], rules: LearningRateRules | None = None):
         super().__init__()
-        self.loraplus_ratios = loraplus_ratios or {}
+        self.rules = rules or LearningRateRules()
         for name, adapter in adapters.items():
             self.add_module(name, adapter)
 
@@ -104,27 +130,29 @@ class AdapterNetwork(nn.Module):
         for adapter in self.adapters():
             adapter.merge(multiplier)
 
+    @torch.no_grad()
+    def limit_norms(self, max_norm: float) -> "LimitedNorms":
+        """Scale every change down to `max_norm` where its norm is larger (`--scale_weight_norms`)."""
+        norms = torch.stack([adapter.norm() for adapter in self.adapters()])  # [adapters]
+        bounded = norms.clamp(min=max_norm / 2)  # so that a new network's 0 divides nothing
+        ratios = bounded.clamp(max=max_norm) / bounded
+        for adapter, ratio in zip(self.adapters(), ratios.unbind(), strict=True):
+            adapter.rescale(ratio)
+        return LimitedNorms(norms * ratios, ratios != 1)
+
     def param_groups(self, text_encoder_lr: float, unet_lr: float) -> list[dict]:
         """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); a part with rate 0 is left out."""
-        groups = []
-        for name, parts, lr in (("textencoder", ("te", "te1", "te2"), text_encoder_lr), ("unet", ("unet",), unet_lr)):
-            adapters = [adapter for adapter in self.adapters() if adapter.part in parts]
-            ratio = self.loraplus_ratios.get(name)
-            plus = {p for adapter in adapters for p in adapter.plus_parameters()} if ratio else set()
-            usual = [p for adapter in adapters for p in adapter.parameters() if p not in plus]
-            if lr and usual:
-                groups.append({"params": usual, "lr": lr, "name": name})
-            if lr and plus:
-                ordered = [p for adapter in adapters for p in adapter.plus_parameters()]
-                groups.append({"params": ordered, "lr": lr * ratio, "name": f"{name} plus"})
-        return groups
+        return param_groups(self.adapters(), text_encoder_lr, unet_lr, self.rules)
 
     def save_weights(self, path: Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
         write_weights(Path(path), self.state_dict(), dtype, metadata)
 
     def load_weights(self, path: Path) -> None:
         """Take weights from a file; all its keys must belong here and fit, and all of ours must be in it."""
-        weights = read_weights(Path(path))
+        self.take_weights(read_weights(Path(path)), path)
+
+    def take_weights(self, weights: dict[str, Tensor], path: Path) -> None:
+        """The same with weights that were read from `path` before."""
         self._compare(weights, path)
         own = self.state_dict()
         self.load_state_dict({name: value.reshape(own[name].shape) for name, value in weights.items()})
@@ -155,7 +183,7 @@ class AdapterNetwork(nn.Module):
         if misshapen:
             name = misshapen[0]
             sizes = f"{tuple(weights[name].shape)} where this network has {tuple(own[name].shape)}"
-            problems.append(f"{path} was made with other ranks, e.g. {name}: {sizes}")
+            problems.append(f"{path} was made with other ranks or for another model, e.g. {name}: {sizes}")
         if problems:
             raise UserError(*problems)
 

@@ -3,7 +3,9 @@
 The change of a weight W [out, in] is (alpha / rank) B A, with A [rank, in] random and B [out, rank] zero at the start.
 """
 
+import logging
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,17 @@ from torch import Tensor, nn
 
 from library.errors import UserError
 from library.families.base import AdapterTarget
+from library.families.blocks import BlockLayout
+from library.network_files import read_weights
+from networks import blocks
 from networks.arguments import read_arguments
 from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise
+from networks.param_groups import LearningRateRules
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS = {
+    **blocks.ARGUMENTS,
     "conv_dim": int,
     "conv_alpha": float,
     "dropout": float,
@@ -24,6 +33,7 @@ ARGUMENTS = {
     "loraplus_unet_lr_ratio": float,
     "loraplus_text_encoder_lr_ratio": float,
 }
+RANK_ARGUMENTS = ("conv_dim", "conv_alpha", *blocks.RANK_ARGUMENTS)  # what a file knows by itself
 
 
 class LoraAdapter(Adapter):
@@ -79,6 +89,12 @@ class LoraAdapter(Adapter):
         product = up.flatten(1) @ down.flatten(1)
         return (product * self.scale).view(self.base.weight.shape)
 
+    def norm(self) -> Tensor:
+        """The norm of B A, from matrices as small as the rank: |BA|^2 = tr(B^T B A A^T)."""
+        down, up = self.lora_down.weight.flatten(1).float(), self.lora_up.weight.flatten(1).float()
+        square = ((up.T @ up) * (down @ down.T)).sum()  # both are symmetric
+        return square.clamp(min=0).sqrt() * abs(self.scale)
+
     def plus_parameters(self) -> list[nn.Parameter]:
         return [self.lora_up.weight]
 
@@ -92,38 +108,102 @@ def create_network(
 ) -> AdapterNetwork:
     """A LoRA network on the targets; `network_args` are kohya's, as strings.
 
-    Layers that are not Linear or 1x1 take `conv_dim` and `conv_alpha`, and are left alone without them.
+    Layers that are not Linear or 1x1 take `conv_dim` and `conv_alpha`, and are left alone without them. A block of the
+    U-Net whose learning rate has the weight 0 is left alone too.
     """
     given = read_arguments("networks.lora", ARGUMENTS, network_args)
+    layout = layout_of(targets)
+    blocks.check_layout(given, layout)
+    weights = blocks.block_lr_weights(given, layout)
     rank = network_dim or 4
-    alpha = network_alpha or rank
-    conv_rank, conv_alpha = given.get("conv_dim"), given.get("conv_alpha", 1.0)
-    dropouts = dict(
-        dropout=given.get("dropout", neuron_dropout),
-        rank_dropout=given.get("rank_dropout"),
-        module_dropout=given.get("module_dropout"),
-    )
+    pointwise = blocks.Ranks(rank, network_alpha or 0, given.get("block_dims"), given.get("block_alphas"))
+    convolutions = blocks.Ranks(
+        given.get("conv_dim", 0), given.get("conv_alpha", 1.0),
+        given.get("conv_block_dims"), given.get("conv_block_alphas"),
+    )  # fmt: skip
+    dropouts = dropouts_of(given, neuron_dropout)
 
     def make(target: AdapterTarget) -> LoraAdapter | None:
-        if is_pointwise(target.layer):
-            return LoraAdapter(target, rank, alpha, **dropouts)
-        return LoraAdapter(target, conv_rank, conv_alpha or conv_rank, **dropouts) if conv_rank else None
+        if weights and target.block is not None and weights[target.block] == 0:
+            return None
+        rank, alpha = (pointwise if is_pointwise(target.layer) else convolutions).of(target.block)
+        return LoraAdapter(target, rank, alpha, **dropouts) if rank else None
 
+    return AdapterNetwork(build_adapters(targets, make), learning_rate_rules(given, weights))
+
+
+def create_network_from_weights(
+    targets: list[AdapterTarget], path: Path, neuron_dropout: float | None = None, **network_args: str
+) -> AdapterNetwork:
+    """The network of a file: its layers, ranks, alphas and weights; of `network_args` the others still count."""
+    given = read_arguments("networks.lora", ARGUMENTS, network_args)
+    unused = [name for name in RANK_ARGUMENTS if name in given]
+    if unused:
+        logger.warning("network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(unused), path)
+    layout = layout_of(targets)
+    blocks.check_layout({name: value for name, value in given.items() if name not in unused}, layout)
+    ranks, weights = completed(read_weights(path))
+    dropouts = dropouts_of(given, neuron_dropout)
+
+    def make(target: AdapterTarget) -> LoraAdapter | None:
+        if not ranks.get(target.name):
+            return None
+        alpha = weights[f"{target.name}.alpha"].flatten()[0].item()
+        return LoraAdapter(target, ranks[target.name], alpha, **dropouts)
+
+    rules = learning_rate_rules(given, blocks.block_lr_weights(given, layout))
+    network = AdapterNetwork(build_adapters(targets, make), rules)
+    network.take_weights(weights, path)
+    return network
+
+
+def completed(weights: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Ranks by layer, and the weights with an alpha for all: old files have none, and mean the rank."""
+    end = ".lora_down.weight"
+    downs = {name.removesuffix(end): value for name, value in weights.items() if name.endswith(end) and value.ndim}
+    ranks = {name: len(down) for name, down in downs.items()}
+    return ranks, {f"{name}.alpha": torch.tensor(rank) for name, rank in ranks.items()} | weights
+
+
+def layout_of(targets: list[AdapterTarget]) -> BlockLayout | None:
+    return next((target.layout for target in targets if target.layout), None)
+
+
+def dropouts_of(given: dict, neuron_dropout: float | None) -> dict[str, float | None]:
+    return {
+        "dropout": given.get("dropout", neuron_dropout),
+        "rank_dropout": given.get("rank_dropout"),
+        "module_dropout": given.get("module_dropout"),
+    }
+
+
+def learning_rate_rules(given: dict, block_weights: list[float] | None) -> LearningRateRules:
     general = given.get("loraplus_lr_ratio")
     ratios = {
         "textencoder": given.get("loraplus_text_encoder_lr_ratio", general),
         "unet": given.get("loraplus_unet_lr_ratio", general),
     }
-    return AdapterNetwork(build_adapters(targets, make), {name: r for name, r in ratios.items() if r is not None})
+    return LearningRateRules({name: ratio for name, ratio in ratios.items() if ratio is not None}, block_weights)
 
 
 def check_arguments(network_args: dict[str, str]) -> None:
     """UserError where `--network_args` has something that is not for LoRA."""
     given = read_arguments("networks.lora", ARGUMENTS, network_args)
-    if "conv_alpha" in given and "conv_dim" not in given:
-        raise UserError("network_args: conv_alpha needs conv_dim")
+    needs = {
+        "conv_alpha": ("conv_dim", "conv_block_dims"),
+        "conv_block_alphas": ("conv_dim", "conv_block_dims"),
+        "block_lr_zero_threshold": tuple(blocks.LR_ARGUMENTS),
+    }
+    problems = [
+        f"network_args: {name} needs {' or '.join(needed)}"
+        for name, needed in needs.items()
+        if name in given and not given.keys() & set(needed)
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def wants_convolutions(network_args: dict[str, str]) -> bool:
     """Whether residual blocks and samplers are to be adapted too."""
-    return bool(network_args.get("conv_dim"))
+    given = read_arguments("networks.lora", ARGUMENTS, network_args)
+    return "conv_dim" in given or "conv_block_dims" in given

@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
 TORCH_FREE = (
     "train_network",
     "library.errors",
+    "library.families.blocks",
     "library.families.detect",
     "library.files",
     "library.logs",
@@ -35,6 +36,7 @@ TORCH_FREE = (
     "library.training.prompts",
     "library.training.reports",
     "networks.arguments",
+    "networks.blocks",
     "tools.install",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")

@@ -40,6 +40,59 @@ def test_lora_keys_equal_kohyas_in_order(full_size, name, arguments):
     assert written == list(golden(name).items())
 
 
+BLOCKS_BY_LDM_NAME = {  # as in merge-block-weight tools: IN01 is 1, M00 is 12, OUT03 is 16
+    1: "down_blocks_0_attentions_0", 2: "down_blocks_0_attentions_1", 3: "down_blocks_0_downsamplers_0",
+    4: "down_blocks_1_attentions_0", 5: "down_blocks_1_attentions_1", 6: "down_blocks_1_downsamplers_0",
+    7: "down_blocks_2_attentions_0", 8: "down_blocks_2_attentions_1", 9: "down_blocks_2_downsamplers_0",
+    10: "down_blocks_3_resnets_0", 11: "down_blocks_3_resnets_1", 12: "mid_block",
+    13: "up_blocks_0_resnets_0", 14: "up_blocks_0_resnets_1", 15: "up_blocks_0_resnets_2",
+    16: "up_blocks_1_attentions_0", 17: "up_blocks_1_attentions_1", 18: "up_blocks_1_attentions_2",
+    19: "up_blocks_2_attentions_0", 20: "up_blocks_2_attentions_1", 21: "up_blocks_2_attentions_2",
+    22: "up_blocks_3_attentions_0", 23: "up_blocks_3_attentions_1", 24: "up_blocks_3_attentions_2",
+}  # fmt: skip
+SAMPLERS_UP = {15: "up_blocks_0_upsamplers_0", 18: "up_blocks_1_upsamplers_0", 21: "up_blocks_2_upsamplers_0"}
+
+
+def test_every_layer_of_the_unet_is_in_kohyas_block_and_none_of_the_text_encoder_is_in_one(full_size):
+    targets = list(sd_adapter_targets(*full_size, conv=True))
+    for target in targets:
+        if target.part == "te":
+            assert target.block is None and target.layout is None
+            continue
+        attention = BLOCKS_BY_LDM_NAME[target.block]
+        allowed = (attention, attention.replace("attentions", "resnets"), SAMPLERS_UP.get(target.block, attention))
+        assert target.name.startswith(tuple(f"lora_unet_{name}_" for name in allowed)), (target.name, target.block)
+    assert {target.block for target in targets if target.part == "unet"} == set(range(1, 25))
+    assert targets[-1].layout.num_blocks == 25
+
+
+def test_a_rank_for_every_block_is_found_in_the_file(full_size):
+    ranks = [*range(1, 13), 0, *range(14, 26)]  # block n has rank n + 1, and the middle none
+    arguments = {"block_dims": ",".join(map(str, ranks)), "conv_block_dims": ",".join(str(2 * rank) for rank in ranks)}
+    targets = list(sd_adapter_targets(*full_size, conv=lora.wants_convolutions(arguments)))
+    with torch.device("meta"):
+        weights = lora.create_network(targets, 100, 1, **arguments).state_dict()
+    downs = {key.removesuffix(".lora_down.weight"): value for key, value in weights.items() if "lora_down" in key}
+    for block, start in BLOCKS_BY_LDM_NAME.items():
+        sizes = {
+            (value.ndim == 4 and value.shape[-1] == 3, value.shape[0])
+            for name, value in downs.items()
+            if name.startswith((f"lora_unet_{start}_", f"lora_unet_{start.replace('attentions', 'resnets')}_"))
+        }
+        pointwise = {(False, block + 1)} if "downsamplers" not in start else set()
+        assert sizes == (set() if block == 12 else pointwise | {(True, 2 * block + 2)}), block
+    assert {value.shape[0] for name, value in downs.items() if name.startswith("lora_te_")} == {100}
+
+
+def test_equal_ranks_for_all_blocks_give_kohyas_plain_file(full_size):
+    arguments = {"block_dims": ",".join(["4"] * 25)}
+    targets = list(sd_adapter_targets(*full_size, conv=False))
+    with torch.device("meta"):
+        network = lora.create_network(targets, 4, 1, **arguments)
+    written = [(key, list(value.shape)) for key, value in network.state_dict().items()]
+    assert written == list(golden("sd15_default").items())
+
+
 def test_alpha_keeps_the_kind_of_number_it_was_given(full_size):
     text_encoder, _ = full_size
     targets = list(sd_adapter_targets(text_encoder, torch.nn.Module(), conv=False))

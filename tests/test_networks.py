@@ -143,6 +143,121 @@ def test_rank_dropout_keeps_the_mean(algorithm):
     assert (mean - whole).norm() < 0.1 * whole.norm()
 
 
+@all_algorithms
+@matrix
+def test_a_large_change_is_scaled_down_to_the_norm_and_keeps_its_direction(algorithm, kind):
+    _, network, _ = build(algorithm, kind)
+    train_a_little(network)
+    (adapter,) = network.adapters()
+    before = adapter.delta_weight().detach().clone()
+    largest = before.norm().item() / 3
+    logged = network.limit_norms(largest).logged()
+    torch.testing.assert_close(adapter.delta_weight(), before / 3)
+    assert logged["max_norm/keys_scaled"] == 1
+    assert logged["max_norm/max_key_norm"] == pytest.approx(largest, rel=1e-5)
+    assert logged["norm/avg_key_norm"] == pytest.approx(largest, rel=1e-5)
+
+
+@all_algorithms
+@matrix
+@pytest.mark.parametrize("factor", [1.01, 1.9, 100.0])  # kohya's clamp at half of the largest norm changes nothing
+def test_a_change_below_the_largest_norm_stays_as_it_is(algorithm, kind, factor):
+    _, network, _ = build(algorithm, kind)
+    train_a_little(network)
+    (adapter,) = network.adapters()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    norm = adapter.delta_weight().norm().item()
+    logged = network.limit_norms(norm * factor).logged()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert logged["max_norm/keys_scaled"] == 0
+    assert logged["max_norm/max_key_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+@all_algorithms
+def test_the_norm_of_a_new_network_is_0_and_is_left_alone(algorithm):
+    _, network, _ = build(algorithm, "linear")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert network.limit_norms(1.0).logged()["max_norm/max_key_norm"] == 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_of_several_changes_only_the_large_ones_are_scaled_and_both_factors_take_half():
+    layers = [nn.Linear(6, 4), nn.Linear(6, 4)]
+    targets = [AdapterTarget(f"lora_unet_{i}", layer, "unet") for i, layer in enumerate(layers)]
+    network = importlib.import_module("networks.lora").create_network(targets, 2, 1)  # alpha / rank is a half
+    small, large = network.adapters()
+    for adapter, factor in ((small, 1.0), (large, 4.0)):
+        adapter.lora_down.weight.data.copy_(torch.eye(2, 6))
+        adapter.lora_up.weight.data.copy_(factor * torch.eye(4, 2))
+    norms = [2**0.5 / 2, 4 * 2**0.5 / 2]
+    logged = network.limit_norms(2**0.5).logged()  # the large one is twice as large as it may be
+    assert logged["max_norm/keys_scaled"] == 1
+    assert logged["max_norm/max_key_norm"] == pytest.approx(2**0.5)
+    assert logged["norm/avg_key_norm"] == pytest.approx((norms[0] + norms[1] / 2) / 2)
+    assert torch.equal(small.lora_up.weight, torch.eye(4, 2))
+    torch.testing.assert_close(large.lora_down.weight, torch.eye(2, 6) / 2**0.5)
+    torch.testing.assert_close(large.lora_up.weight, 4 * torch.eye(4, 2) / 2**0.5)
+
+
+with_files = pytest.mark.parametrize(
+    "algorithm",
+    [name for name in ALGORITHMS if hasattr(importlib.import_module(name), "create_network_from_weights")],
+)
+
+
+@with_files
+@matrix
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_network_is_made_from_its_file_alone(algorithm, kind, suffix, tmp_path):
+    layer, network, x = build(algorithm, kind)
+    train_a_little(network)
+    network.apply_to()
+    trained = layer(x)
+    path = tmp_path / f"a{suffix}"
+    network.save_weights(path, None, None)
+    network.remove()
+    other = AdapterTarget("lora_unet_other", nn.Linear(3, 3), "unet")  # is not in the file
+    targets = [AdapterTarget("lora_unet_layer", layer, "unet"), other]
+    again = importlib.import_module(algorithm).create_network_from_weights(targets, path)
+    assert len(again.adapters()) == 1
+    again.apply_to()
+    assert torch.equal(layer(x), trained)
+
+
+@with_files
+def test_a_file_with_layers_that_the_model_has_not_is_refused(algorithm, tmp_path):
+    _, network, _ = build(algorithm, "linear")
+    network.save_weights(tmp_path / "a.safetensors", None, None)
+    targets = [AdapterTarget("lora_unet_other", nn.Linear(12, 8), "unet")]
+    with pytest.raises(UserError, match="this network has not: lora_unet_layer"):
+        importlib.import_module(algorithm).create_network_from_weights(targets, tmp_path / "a.safetensors")
+
+
+def test_ranks_and_alphas_of_a_file_may_differ_and_without_alpha_it_is_the_rank(tmp_path):
+    lora = importlib.import_module("networks.lora")
+    targets = [AdapterTarget(f"lora_unet_{i}", nn.Linear(12, 8), "unet") for i in range(3)]
+    weights = {
+        "lora_unet_0.lora_down.weight": torch.ones(2, 12), "lora_unet_0.lora_up.weight": torch.ones(8, 2),
+        "lora_unet_0.alpha": torch.tensor(3.0),
+        "lora_unet_2.lora_down.weight": torch.ones(5, 12, 1, 1), "lora_unet_2.lora_up.weight": torch.ones(8, 5, 1, 1),
+    }  # fmt: skip
+    torch.save(weights, tmp_path / "a.pt")
+    network = lora.create_network_from_weights(targets, tmp_path / "a.pt", loraplus_lr_ratio="4")
+    first, last = network.adapters()
+    assert (first.rank, first.scale, last.rank, last.scale) == (2, 1.5, 5, 1.0)
+    assert torch.equal(last.delta_weight(), torch.full((8, 12), 5.0))
+    assert [group["lr"] for group in network.param_groups(0.0, 1e-4)] == pytest.approx([1e-4, 4e-4])
+
+
+def test_arguments_that_the_file_answers_itself_are_named(tmp_path, caplog):
+    _, network, _ = build("networks.lora", "linear")
+    network.save_weights(tmp_path / "a.safetensors", None, None)
+    lora = importlib.import_module("networks.lora")
+    targets = [AdapterTarget("lora_unet_layer", nn.Linear(12, 8), "unet")]
+    lora.create_network_from_weights(targets, tmp_path / "a.safetensors", conv_dim="8", block_dims="1,2")
+    assert "conv_dim, block_dims: no effect" in caplog.text
+
+
 def test_param_groups_follow_learning_rates_and_names():
     layers = {"lora_te_a": ("te", nn.Linear(4, 4)), "lora_unet_b": ("unet", nn.Linear(4, 4))}
     targets = [AdapterTarget(name, layer, part) for name, (part, layer) in layers.items()]

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from library.families.blocks import BlockLayout
+
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
 
 
@@ -49,6 +51,8 @@ class AdapterTarget:
     name: str  # prefix in the file: "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
     layer: nn.Module  # the Linear or Conv2d
     part: str  # "unet", "te", "te1", "te2": what has its own learning rate
+    block: int | None = None  # its block among those of `layout`, numbered as kohya does; None outside of all blocks
+    layout: BlockLayout | None = None  # the blocks of the model; None where it has no numbered ones
 
 
 class ModelFamily(Protocol):

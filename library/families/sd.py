@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from library.errors import UserError
 from library.families import checkpoints, clip
 from library.families.base import AdapterTarget, Batch, Conds
+from library.families.blocks import BlockLayout
 from library.families.detect import inspect_checkpoint
 from library.options.groups import ModelOptions
 
@@ -26,6 +27,7 @@ MAX_REMEMBERED_CAPTIONS = 512  # conditioning of a frozen text encoder kept on t
 TEXT_CLASSES = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 UNET_CLASSES = ("Transformer2DModel",)
 UNET_CONV_CLASSES = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+BLOCKS = BlockLayout(num_down=12, num_mid=1, num_up=12)
 
 
 class Sd:
@@ -168,7 +170,21 @@ def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
         name = "text_model." + name.removeprefix("text_model.")  # transformers 5.6 dropped this level
         yield AdapterTarget("lora_te_" + name.replace(".", "_"), layer, "te")
     for name, layer in layers_inside(unet, UNET_CLASSES + (UNET_CONV_CLASSES if conv else ())):
-        yield AdapterTarget("lora_unet_" + name.replace(".", "_"), layer, "unet")
+        yield AdapterTarget("lora_unet_" + name.replace(".", "_"), layer, "unet", unet_block(name), BLOCKS)
+
+
+def unet_block(name: str) -> int | None:
+    """The block of a U-Net layer as kohya numbers them: 0 to 11 down, 12 the middle, 13 to 24 up.
+
+    Residual block j and attention j of a diffusers block share a number, and a sampler has that of the last of three.
+    Down, the numbers are those of LDM's `input_blocks`, where 0 is the first convolution and is not adapted; up, they
+    are 13 more than those of its `output_blocks`.
+    """
+    match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.", name)
+    if match is None:
+        return BLOCKS.num_down if name.startswith("mid_block.") else None
+    first = 1 if match[1] == "down" else BLOCKS.num_down + BLOCKS.num_mid
+    return first + 3 * int(match[2]) + (2 if match[3].endswith("samplers") else int(match[4]))
 
 
 def layers_inside(model: nn.Module, class_names: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:

@@ -1,0 +1,61 @@
+"""How a network's parameters are grouped for the optimizer, under the names that kohya logs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+
+TEXT_ENCODERS = ("te", "te1", "te2")
+
+
+class Trained(Protocol):
+    """What an adapter tells of itself here."""
+
+    part: str
+    block: int | None
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+    def plus_parameters(self) -> list[nn.Parameter]: ...
+
+
+@dataclass(frozen=True)
+class LearningRateRules:
+    """What sets learning rates apart within a part of the model."""
+
+    loraplus_ratios: dict[str, float] = field(default_factory=dict)  # by "textencoder" and "unet"
+    block_weights: Sequence[float] | None = None  # factors on the U-Net's rate, by block
+
+
+def param_groups(
+    adapters: Sequence[Trained], text_encoder_lr: float, unet_lr: float, rules: LearningRateRules
+) -> list[dict]:
+    """Optimizer groups with `params`, `lr` and `name`; what has rate 0 is left out."""
+    text = [adapter for adapter in adapters if adapter.part in TEXT_ENCODERS]
+    unet = [adapter for adapter in adapters if adapter.part == "unet"]
+    groups = list(with_plus("textencoder", text, text_encoder_lr, rules.loraplus_ratios.get("textencoder")))
+    for block, members in by_block(unet, rules).items():
+        name = "unet" if block is None else f"unet_block{block}"
+        weight = 1.0 if block is None else rules.block_weights[block]
+        groups += with_plus(name, members, unet_lr * weight, rules.loraplus_ratios.get("unet"))
+    return groups
+
+
+def by_block(adapters: Sequence[Trained], rules: LearningRateRules) -> dict[int | None, list[Trained]]:
+    """Adapters by block, in the order of the model; all under None where blocks have no rates of their own."""
+    blocks: dict[int | None, list[Trained]] = {}
+    for adapter in adapters:
+        blocks.setdefault(adapter.block if rules.block_weights else None, []).append(adapter)
+    return blocks
+
+
+def with_plus(name: str, adapters: Sequence[Trained], lr: float, ratio: float | None) -> Iterator[dict]:
+    """The group of these adapters, and with LoRA+ (arXiv:2402.12354) a second one of the output's side."""
+    plus = [p for adapter in adapters for p in adapter.plus_parameters()] if ratio else []
+    set_of_plus = set(plus)
+    usual = [p for adapter in adapters for p in adapter.parameters() if p not in set_of_plus]
+    if lr and usual:
+        yield {"params": usual, "lr": lr, "name": name}
+    if lr and plus:
+        yield {"params": plus, "lr": lr * ratio, "name": f"{name} plus"}
