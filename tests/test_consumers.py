@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from library.families.sd import Sd
 from library.options.groups import TrainNetworkOptions
-from library.recipes.network import build_network
+from library.recipes.network_building import build_network
 from library.training.prompts import SamplePrompt
 from library.training.sampling import SAMPLERS, SCHEDULE, draw
 from networks import lora

@@ -321,6 +321,9 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--sample_prompts", "no.txt"], "--sample_prompts: there is no file no.txt"),
         (["--sample_prompts", "no.doc"], "--sample_prompts must end in .txt, .toml, .json, got no.doc"),
         (["--before_after"], "--before_after needs --sample_prompts"),
+        (["--dim_from_weights"], "--dim_from_weights needs --network_weights, the file to take the rank from"),
+        (["--base_weights", "no.pt"], "--base_weights: there is no file no.pt"),
+        (["--base_weights_multiplier", "1"], "--base_weights_multiplier takes one number for each of --base_weights, "),
         (["--log_with", "tensorboard"], "--log_with tensorboard needs --logging_dir"),
         (["--output_name", "a/b"], "--output_name must be a name without folders, got 'a/b'"),
         (["--unet_lr", "0", "--text_encoder_lr", "0"], "--learning_rate, --unet_lr and --text_encoder_lr leave "),
@@ -331,13 +334,6 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
 def test_mistake_on_the_command_line_is_one_sentence(argv, sentence):
     (problem,) = problems(*argv)
     assert problem.startswith(sentence)
-
-
-def test_dim_from_weights_needs_weights_and_is_refused():
-    assert [problem.partition(":")[0] for problem in problems("--dim_from_weights")] == [
-        "--dim_from_weights needs --network_weights, the file to take the rank from",
-        "--dim_from_weights is not supported yet",
-    ]
 
 
 def test_all_required_options_are_named_at_once():
@@ -476,6 +472,14 @@ def test_options_without_effect_are_warned_about_only_when_set():
         "--torch_compile has no effect: the model runs without compilation",
         "--log_with has no effect: curves are written for TensorBoard only",
         "--sample_at_first has no effect without --sample_prompts",
+    ]
+
+
+def test_rank_and_alpha_have_no_effect_beside_those_of_a_file():
+    options = TrainNetworkOptions(dim_from_weights=True, network_weights="a.pt", network_dim=4, network_alpha=2)
+    assert warnings_for(options) == [
+        "--network_dim has no effect beside --dim_from_weights",
+        "--network_alpha has no effect beside --dim_from_weights",
     ]
 
 

@@ -205,6 +205,65 @@ def test_tensorboard_gets_kohyas_tags(tiny_file, pictures, tmp_path):
     assert [event.step for event in events.Scalars("loss/current")] == list(range(1, 9))
 
 
+def scalars(folder: Path) -> dict[str, list[float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run,) = folder.glob("*/network_train")
+    events = EventAccumulator(str(run)).Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_no_layer_changes_more_than_scale_weight_norms_allows(tiny_file, pictures, tmp_path):
+    train(
+        tiny.arguments(
+            tiny_file, pictures, tmp_path / "out", scale_weight_norms=0.02, learning_rate=0.01, network_alpha=2,
+            network_args=["conv_dim=2", "conv_alpha=1"], logging_dir=tmp_path / "logs", gradient_accumulation_steps=2,
+        )
+    )  # fmt: skip
+    weights = load_file(tmp_path / "out" / "lora.safetensors")
+    norms = []
+    for name in [name.removesuffix(".alpha") for name in weights if name.endswith(".alpha")]:
+        down, up = weights[f"{name}.lora_down.weight"].flatten(1), weights[f"{name}.lora_up.weight"].flatten(1)
+        norms.append((up @ down * weights[f"{name}.alpha"] / len(down)).norm().item())
+    assert max(norms) == pytest.approx(0.02, rel=1e-4)  # some are at the limit, none above
+    logged = scalars(tmp_path / "logs")
+    num_scaled, largest, mean = (
+        logged[tag] for tag in ("max_norm/keys_scaled", "max_norm/max_key_norm", "norm/avg_key_norm")
+    )
+    assert len(num_scaled) == len(logged["loss/current"]) and 0 < max(num_scaled) <= len(norms)
+    assert largest[-1] == pytest.approx(max(norms), rel=1e-4)
+    assert mean[-1] == pytest.approx(sum(norms) / len(norms), rel=1e-4)
+
+
+def test_blocks_train_at_their_own_rates_and_those_of_weight_0_have_no_keys(tiny_file, pictures, tmp_path, capsys):
+    arguments = ["down_lr_weight=0.5", "mid_lr_weight=0", "up_lr_weight=0,0,0,0.25,0.5,1"]
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", network_args=arguments, logging_dir=tmp_path / "logs"))
+    assert "0.00025 to 0.001" in capsys.readouterr().out
+    rates = {tag: values[-1] for tag, values in scalars(tmp_path / "logs").items() if tag.startswith("lr/")}
+    assert rates == pytest.approx({
+        "lr/textencoder": 1e-3, "lr/unet_block1": 5e-4, "lr/unet_block2": 5e-4,
+        "lr/unet_block16": 2.5e-4, "lr/unet_block17": 5e-4, "lr/unet_block18": 1e-3,
+    })  # fmt: skip
+    weights = load_file(tmp_path / "out" / "lora.safetensors")
+    assert not [name for name in weights if "mid_block" in name]
+    first = {block: f"lora_unet_up_blocks_1_attentions_{block}_proj_in.lora_up.weight" for block in (0, 2)}
+    assert weights[first[2]].abs().mean() > 2 * weights[first[0]].abs().mean() > 0  # Adam moves in steps of the rate
+
+
+def test_training_goes_on_from_a_file_with_its_ranks_and_on_top_of_another(tiny_file, pictures, tmp_path):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "first", network_dim=3, network_args=["conv_dim=2"]))
+    first = tmp_path / "first" / "lora.safetensors"
+    train(
+        tiny.arguments(
+            tiny_file, pictures, tmp_path / "second", network_dim=None, network_weights=first, dim_from_weights=True,
+            base_weights=[first, first], base_weights_multiplier=[0.5], learning_rate=1e-30,
+        )
+    )  # fmt: skip
+    before, after = load_file(first), load_file(tmp_path / "second" / "lora.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-6) for name in before)
+
+
 def test_what_is_trained_and_how_many_steps_is_said(tiny_file, pictures, tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", text_encoder_lr=1e-5, caption_extension=".caption"))

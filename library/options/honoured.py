@@ -59,10 +59,6 @@ NOT_HONOURED: dict[str, str] = {
     "log_tracker_config": "the tracker keeps its own settings",
     "wandb_run_name": _NO_WANDB,
     "wandb_api_key": _NO_WANDB,
-    "dim_from_weights": "the rank would be --network_dim",
-    "base_weights": "nothing would be merged into the base model; merge the files into it first",
-    "base_weights_multiplier": "nothing is merged into the base model",
-    "scale_weight_norms": "norms would not be limited",
     "v2": "Stable Diffusion 2.x models cannot be trained",
     "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
     "lowram": "models are loaded the same way with and without it",
@@ -73,8 +69,7 @@ NOT_HONOURED: dict[str, str] = {
 REFUSED = frozenset(
     {
         *("dataset_config", "in_json", "dataset_class", "masked_loss", "alpha_mask", "validation_split"),
-        *("weighted_captions", "base_weights", "dim_from_weights", "scale_weight_norms", "v2", "deepspeed"),
-        *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
+        *("weighted_captions", "v2", "deepspeed", "resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
 )
 HONOURED_VALUES = {"log_with": ("tensorboard",)}
@@ -88,6 +83,9 @@ ONLY_WITH = {
     "ip_noise_gamma_random_strength": "ip_noise_gamma",
     "bucket_no_upscale": "enable_bucket",
 }
+
+# option -> the option beside which it has no effect
+NOT_BESIDE = {"network_dim": "dim_from_weights", "network_alpha": "dim_from_weights"}
 
 
 def refusals_for(options: Any) -> list[str]:
@@ -106,6 +104,12 @@ def warnings_for(options: Any) -> list[str]:
         f"--{name} has no effect without --{needed}"
         for name, needed in ONLY_WITH.items()
         if getattr(options, name) and not getattr(options, needed)
+    ]
+    flags = flags_of(type(options))
+    warnings += [
+        f"--{name} has no effect beside --{other}"
+        for name, other in NOT_BESIDE.items()
+        if getattr(options, name) != flags[name].default and getattr(options, other)
     ]
     if options.zero_terminal_snr and not options.v_parameterization:
         warnings.append("--zero_terminal_snr is meant for --v_parameterization: a model that predicts noise may suffer")

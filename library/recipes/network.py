@@ -14,11 +14,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from library.dataset.dataset import TrainingDataset
 from library.errors import UserError
 from library.families import family_class
-from library.families.base import AdapterTarget, ModelFamily
 from library.options.derived import caches_latents, learning_rates, network_arguments
 from library.options.fields import flags_of
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
+from library.recipes.network_building import build_network, merge_base_weights
 from library.training import saving
 from library.training.caching import cache_latents
 from library.training.loop import run
@@ -62,8 +62,11 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
     family = family_class(checked.family)(options, accelerator.device, weight_dtype(options))
     choose_attention(family.unet, options, accelerator.device)
+    merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
     network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
     groups = network.param_groups(*learning_rates(options))
+    if not groups:
+        raise UserError("nothing is trained: all learning rates, times their weights in --network_args, are 0")
     family.trains_text_encoder = any(group["name"].startswith("textencoder") for group in groups)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
     scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps, plan.num_processes)
@@ -126,37 +129,17 @@ def at_batch_start(state: LoopState, plan: StepPlan) -> LoopState:
     return state
 
 
-def build_network(algorithm, family: ModelFamily, options: TrainNetworkOptions, arguments: dict[str, str]) -> nn.Module:
-    """The network on the layers that are to be trained, attached, with --network_weights where given."""
-    targets = wanted_targets(family.adapter_targets(conv=algorithm.wants_convolutions(arguments)), options)
-    network = algorithm.create_network(
-        targets, options.network_dim, options.network_alpha, options.network_dropout, **arguments
-    )
-    if options.network_weights:
-        network.load_weights(Path(options.network_weights))
-    network.apply_to()
-    return network
-
-
-def wanted_targets(targets, options: TrainNetworkOptions) -> list[AdapterTarget]:
-    """Without the parts that the user does not train."""
-    if options.network_train_unet_only:
-        return [target for target in targets if target.part == "unet"]
-    if options.network_train_text_encoder_only:
-        return [target for target in targets if target.part != "unet"]
-    return list(targets)
-
-
 def trained_parts(network: nn.Module, groups: list[dict]) -> list[TrainedPart]:
     """Rows of the table: every part with what the optimizer does with it."""
     rows = []
-    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    usual = [group for group in groups if not group["name"].endswith(" plus")]
+    rates = {id(parameter): group["lr"] for group in usual for parameter in group["params"]}
     parts = {"text encoder": ("te", "te1", "te2"), "U-Net": ("unet",)}
     for name, keys in parts.items():
         adapters = [adapter for adapter in network.adapters() if adapter.part in keys]
         parameters = [parameter for adapter in adapters for parameter in adapter.parameters()]
-        rate = next((rates[id(p)] for p in parameters if id(p) in rates), None)
-        rows.append(TrainedPart(name, len(adapters), sum(p.numel() for p in parameters), rate))
+        rates_here = [rates[id(p)] for p in parameters if id(p) in rates]
+        rows.append(TrainedPart(name, len(adapters), sum(p.numel() for p in parameters), sorted(set(rates_here))))
     return rows
 
 

@@ -33,7 +33,11 @@ class Recipe(Protocol):
 
     def learning_rates(self) -> dict[str, float]: ...  # for the log, by group
 
+    def metrics(self) -> dict[str, float]: ...  # more values for the log; asked for only where there is one
+
     def training_mode(self) -> None: ...
+
+    def weights_updated(self) -> None: ...  # what follows an optimizer step at once, before anything is logged or saved
 
     def step_finished(self, state: LoopState) -> None: ...  # saves and samples that are due
 
@@ -139,6 +143,7 @@ def run(
             if state.batch % plan.accumulation and state.batch < plan.batches_per_process:
                 continue
             update(recipe.parameters(), optimizer, scheduler, accelerator, options.max_grad_norm)
+            recipe.weights_updated()
             state.step += 1
             bar.update()
             log_step(recipe, losses, bar, accelerator, state)
@@ -187,6 +192,6 @@ def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accel
         losses.settle()
         values = {"loss/current": losses.current, "loss/average": losses.average}
         rates = {f"lr/{name}": rate for name, rate in recipe.learning_rates().items()}
-        accelerator.log(values | rates, step=state.step)
+        accelerator.log(values | rates | recipe.metrics(), step=state.step)
     if losses.average is not None:
         bar.set_postfix(avr_loss=f"{losses.average:.4f}", refresh=False)

@@ -45,6 +45,7 @@ class NetworkRecipe:
         self.objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
         self.names = OutputNames(options)
         self.group_names = [group["name"] for group in groups]
+        self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -61,6 +62,13 @@ class NetworkRecipe:
             if self.spec.adapts_lr and "d" in group:
                 rates[f"d*lr/{name}"] = group["d"] * group["lr"]
         return rates
+
+    def weights_updated(self) -> None:
+        if self.options.scale_weight_norms:
+            self.limited_norms = self.network.limit_norms(self.options.scale_weight_norms)
+
+    def metrics(self) -> dict[str, float]:
+        return self.limited_norms.logged() if self.limited_norms else {}
 
     def training_mode(self) -> None:
         self.network.train()

@@ -10,16 +10,14 @@ class TrainedPart:
     name: str
     num_modules: int
     num_parameters: int
-    learning_rate: float | None  # None where nothing of it is trained
+    learning_rates: list[float]  # from the lowest; empty where nothing of it is trained
 
 
 def parts_table(parts: list[TrainedPart]) -> str:
     """Part, modules, parameters and learning rate, aligned."""
     rows = [("part", "modules", "parameters", "learning rate")]
     for part in parts:
-        trained = part.learning_rate is not None
-        rate = f"{part.learning_rate:g}" if trained else "not trained"
-        rows.append((part.name, str(part.num_modules), f"{part.num_parameters:,}", rate))
+        rows.append((part.name, str(part.num_modules), f"{part.num_parameters:,}", rates_text(part.learning_rates)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join(
@@ -29,3 +27,10 @@ def parts_table(parts: list[TrainedPart]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def rates_text(rates: list[float]) -> str:
+    """The learning rate, or the lowest and the highest."""
+    if not rates:
+        return "not trained"
+    return f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"

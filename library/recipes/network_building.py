@@ -1,0 +1,65 @@
+"""The network of a run: on which layers, of which ranks, from which files."""
+
+import logging
+from itertools import zip_longest
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from library.errors import UserError
+from library.families.base import AdapterTarget, ModelFamily
+from library.options.groups import NetworkOptions
+
+logger = logging.getLogger(__name__)
+
+
+def build_network(
+    algorithm: ModuleType, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]
+) -> nn.Module:
+    """The network on the layers that are to be trained, attached, with --network_weights where given."""
+    if options.dim_from_weights:
+        network = network_of_file(algorithm, family, options, arguments)
+    else:
+        targets = wanted_targets(family.adapter_targets(conv=algorithm.wants_convolutions(arguments)), options)
+        network = algorithm.create_network(
+            targets, options.network_dim, options.network_alpha, options.network_dropout, **arguments
+        )
+        if options.network_weights:
+            network.load_weights(Path(options.network_weights))
+    if not network.adapters():
+        raise UserError("the network has no layers: --network_args leave rank 0 or learning rate 0 in all of them")
+    network.apply_to()
+    return network
+
+
+def network_of_file(
+    algorithm: ModuleType, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]
+) -> nn.Module:
+    """The network whose layers, ranks and alphas are those of --network_weights."""
+    if not hasattr(algorithm, "create_network_from_weights"):
+        raise UserError(f"--dim_from_weights is not for --network_module {options.network_module}")
+    targets = wanted_targets(family.adapter_targets(conv=True), options)
+    path = Path(options.network_weights)
+    network = algorithm.create_network_from_weights(targets, path, options.network_dropout, **arguments)
+    logger.info("%d layers, their ranks and alphas are those of %s", len(network.adapters()), path)
+    return network
+
+
+def merge_base_weights(algorithm: ModuleType, family: ModelFamily, options: NetworkOptions) -> None:
+    """Add the networks of --base_weights to the model's weights, for good; every key of a file must be used."""
+    paths = options.base_weights or []
+    for path, multiplier in zip_longest(paths, options.base_weights_multiplier or [], fillvalue=1.0):
+        network = algorithm.create_network_from_weights(list(family.adapter_targets(conv=True)), Path(path))
+        network.to(family.device, torch.float32).merge(multiplier)
+        logger.info("merged into the base model: %d layers of %s, times %g", len(network.adapters()), path, multiplier)
+
+
+def wanted_targets(targets, options: NetworkOptions) -> list[AdapterTarget]:
+    """Without the parts that the user does not train."""
+    if options.network_train_unet_only:
+        return [target for target in targets if target.part == "unet"]
+    if options.network_train_text_encoder_only:
+        return [target for target in targets if target.part != "unet"]
+    return list(targets)
