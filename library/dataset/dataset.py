@@ -11,17 +11,11 @@ import torch
 from torch import Tensor
 
 from library.dataset import images
-from library.dataset.buckets import (
-    BucketChoice,
-    BucketSampler,
-    Draw,
-    bucket_settings,
-    choose_buckets,
-    registered_repeats,
-)
+from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions
+from library.dataset.sampler import BucketSampler, Draw, sampler_of
 from library.dataset.scan import ScannedDataset, unreadable_reason
 from library.errors import UserError
 from library.families.base import Batch
@@ -48,9 +42,8 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.seed = seed
         self.max_train_steps = max_train_steps
         self.prior_loss_weight: float = options.prior_loss_weight
-        self.resize_interpolation: str | None = options.resize_interpolation
-        self.choices: list[BucketChoice] = choose_buckets(scanned.records, bucket_settings(options))
-        self.repeats: list[int] = registered_repeats(scanned.records, scanned.subsets)
+        self.choices: list[BucketChoice] = choose_buckets_of(scanned)
+        self.repeats: list[int] = repeats_of(scanned)
         self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
 
@@ -88,10 +81,10 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         """Regularisation pictures with repeats, before they are balanced with the training pictures."""
         return sum(s.num_repeats for s in map(self._subset, range(len(self.repeats))) if s.is_reg)
 
-    def sampler(self, batch_size: int, gradient_accumulation_steps: int = 1, num_processes: int = 1) -> BucketSampler:
+    def sampler(self, gradient_accumulation_steps: int = 1, num_processes: int = 1) -> BucketSampler:
         """The batches of every epoch, for a DataLoader's batch_sampler."""
-        buckets = [choice.bucket_wh for choice in self.choices]
-        return BucketSampler(buckets, self.repeats, batch_size, self.seed, gradient_accumulation_steps, num_processes)
+        settings = (self.seed, gradient_accumulation_steps, num_processes)
+        return sampler_of(self.scanned, self.choices, self.repeats, *settings)
 
     def image(self, index: int) -> Tensor:
         """A record's picture [3, H, W] in [-1, 1], centre-cropped and not augmented, as its latents are cached."""
@@ -127,14 +120,13 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
 
     def _pixels(self, index: int, random_crop: random.Random | None = None) -> np.ndarray:
         """The picture [H, W, 3] uint8 at the size of its bucket."""
-        path, choice = self.scanned.records[index].path, self.choices[index]
+        record, choice = self.scanned.records[index], self.choices[index]
+        path, interpolation = record.path, self.scanned.spec_of(record).resize_interpolation
         try:
             image = images.load_image(path)
         except Exception as error:  # Pillow's readers raise many kinds on damaged files
             raise UserError(f"1 picture cannot be read: {path} ({unreadable_reason(path, error)})") from error
-        return images.resize_and_crop(
-            image, choice.resized_wh, choice.bucket_wh, self.resize_interpolation, random_crop
-        )[0]
+        return images.resize_and_crop(image, choice.resized_wh, choice.bucket_wh, interpolation, random_crop)[0]
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -12,7 +12,6 @@ _NO_DEEPSPEED = "DeepSpeed is not used"
 
 # flag -> what happens instead
 NOT_HONOURED: dict[str, str] = {
-    "dataset_config": "the dataset is described by --train_data_dir and the other flags",
     "in_json": "captions come from files beside the pictures",
     "dataset_class": "the built-in dataset is the only one",
     "dataset_repeats": "the repeats are in the folder names",
@@ -72,7 +71,7 @@ NOT_HONOURED: dict[str, str] = {
 # of these, the ones without which something else would be trained than was asked for
 REFUSED = frozenset(
     {
-        *("dataset_config", "in_json", "dataset_class", "masked_loss", "alpha_mask", "validation_split"),
+        *("in_json", "dataset_class", "masked_loss", "alpha_mask", "validation_split"),
         *("weighted_captions", "base_weights", "dim_from_weights", "scale_weight_norms", "v2", "deepspeed"),
         *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
