@@ -148,7 +148,7 @@ def test_unknown_key_is_a_warning_with_line_and_nearest_name(folder, caplog):
     with caplog.at_level(logging.WARNING):
         read_config("seed = 1\nlearnin_rate = 1e-4\n")
     assert caplog.messages == [
-        "train.toml:2: learnin_rate is not an option of this script; did you mean learning_rate?; it is ignored"
+        "train.toml:2: learnin_rate is not an option of this script; did you mean learning_rate? (ignored)"
     ]
 
 
