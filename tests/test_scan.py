@@ -42,7 +42,11 @@ def options(train_data_dir, reg_data_dir=None, **changes):
         "caption_tag_dropout_rate": 0.0,
     }
     reg = None if reg_data_dir is None else str(reg_data_dir)
-    return SimpleNamespace(**(defaults | {"train_data_dir": str(train_data_dir), "reg_data_dir": reg} | changes))
+    one_dataset = {name: None for name in ("dataset_config", "resolution", "train_batch_size", "enable_bucket")}
+    one_dataset |= {name: None for name in ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")}
+    one_dataset |= {name: None for name in ("bucket_no_upscale", "resize_interpolation")}
+    folders = {"train_data_dir": str(train_data_dir), "reg_data_dir": reg}
+    return SimpleNamespace(**(defaults | one_dataset | folders | changes))
 
 
 def picture(path, size_wh=(48, 32), **save_options):

@@ -31,7 +31,7 @@ class BucketSampler:
         self,
         bucket_of: Sequence[Hashable],
         repeats: Sequence[int],
-        batch_sizes: int | Sequence[int],
+        batch_size: int | Sequence[int],  # one for all, or one a record
         seed: int,
         gradient_accumulation_steps: int = 1,
         num_processes: int = 1,
@@ -41,7 +41,7 @@ class BucketSampler:
         for index, (bucket, num_repeats) in enumerate(zip(bucket_of, repeats, strict=True)):
             if num_repeats:
                 self.members.setdefault(bucket, []).extend([index] * num_repeats)
-                self.num_per_batch[bucket] = batch_sizes if isinstance(batch_sizes, int) else batch_sizes[index]
+                self.num_per_batch[bucket] = batch_size if isinstance(batch_size, int) else batch_size[index]
         self.seed = seed
         self.batches_per_step = gradient_accumulation_steps * num_processes
         self.epoch = 1
