@@ -93,6 +93,8 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         logger.info(
             "%s: %d %s x %d repeats, %d with captions", subset.image_dir, len(mine), kind, subset.num_repeats, captioned
         )
+    if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
+        logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
     for note in checked.scanned.notes:
         logger.warning(note)
     buckets = bucket_info(choose_buckets_of(checked.scanned), repeats_of(checked.scanned))["buckets"].values()

@@ -27,6 +27,7 @@ SUBSET_FLAGS = (
     "color_aug",
     "flip_aug",
     "random_crop",
+    "alpha_mask",
     "caption_dropout_rate",
     "caption_dropout_every_n_epochs",
     "caption_tag_dropout_rate",
@@ -82,6 +83,8 @@ class SubsetOptions:
     color_aug: bool = False
     flip_aug: bool = False
     random_crop: bool = False
+    alpha_mask: bool = False  # weigh the loss by the picture's transparency
+    conditioning_data_dir: Path | None = None  # masks of the same names, whose red channel weighs the loss
     caption_dropout_rate: float = 0.0
     caption_dropout_every_n_epochs: int = 0
     caption_tag_dropout_rate: float = 0.0
@@ -150,6 +153,7 @@ def subsets_from_folders(options: Any) -> list[SubsetOptions]:
     if problems:
         raise UserError(*problems)
     shared = {name: getattr(options, name) for name in SUBSET_FLAGS}
+    masks = Path(options.conditioning_data_dir) if options.masked_loss and options.conditioning_data_dir else None
     return [
         SubsetOptions(
             image_dir=folder.path,
@@ -157,6 +161,7 @@ def subsets_from_folders(options: Any) -> list[SubsetOptions]:
             class_tokens=folder.class_tokens,
             is_reg=listing is reg,
             caption_extension=caption_extension(options),
+            conditioning_data_dir=masks if listing is train else None,
             **shared,
         )
         for listing in (train, reg)

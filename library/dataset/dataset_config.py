@@ -69,10 +69,7 @@ KEYS: dict[str, Key] = {
     "metadata_file": Key(TEXT, "s"),
     "conditioning_data_dir": Key(TEXT, "s"),
 }
-NOT_YET = (
-    *("validation_split", "face_crop_aug_range", "custom_attributes", "alpha_mask", "metadata_file"),
-    "conditioning_data_dir",
-)
+NOT_YET = (*("validation_split", "face_crop_aug_range", "custom_attributes", "metadata_file"),)
 WITHOUT_EFFECT = ("network_multiplier", "validation_seed", "cache_info")
 FLAG_OF_KEY = {"batch_size": "train_batch_size"}
 LEVEL_NAMES = {"g": "[general]", "d": "[[datasets]]", "s": "[[datasets.subsets]]"}
@@ -240,6 +237,7 @@ def _subset(place: Place, options: Any, dataset: int) -> SubsetOptions:
         num_repeats=place.value("num_repeats", None, 1),
         class_tokens=place.value("class_tokens", None),
         is_reg=own.get("is_reg", False),
+        conditioning_data_dir=Path(own["conditioning_data_dir"]) if own.get("conditioning_data_dir") else None,
         caption_extension=extension if extension.startswith(".") else f".{extension}",
         dataset=dataset,
         **{name: place.value(name, options) for name in SUBSET_FLAGS},
@@ -257,6 +255,8 @@ def _subset_problems(subsets: list[SubsetOptions], options: Any) -> list[str]:
         if (subset.dataset, subset.image_dir) in seen:
             problems.append(f"{where} stands twice in one dataset")
         seen.add((subset.dataset, subset.image_dir))
+        if subset.conditioning_data_dir and not options.masked_loss:
+            problems.append(f"{where}: conditioning_data_dir needs --masked_loss")
         if subset.num_repeats < 1:
             problems.append(f"{where}: num_repeats must be at least 1, got {subset.num_repeats}")
         if (options.cache_latents or options.cache_latents_to_disk) and (subset.color_aug or subset.random_crop):

@@ -28,6 +28,7 @@ class ImageRecord:
     caption: str
     caption_found: bool
     subset: int  # index into ScannedDataset.subsets
+    mask_path: Path | None = None  # a picture whose red channel weighs the loss
 
 
 @dataclass
@@ -132,6 +133,7 @@ def _record(folder: Folder, index: int, name: str) -> ImageRecord:
         caption=(folder.subset.class_tokens or "") if caption is None else caption,
         caption_found=caption is not None,
         subset=index,
+        mask_path=folder.masks.get(name),
     )
 
 
