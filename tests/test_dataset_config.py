@@ -121,7 +121,7 @@ MISTAKES = {
     "no resolution": ("resolution = 128", "", r"datasets\[0\]: there is no resolution"),
     "out of range": ("resolution = 128", "resolution = 32", r"datasets\[0\]: resolution 32 must lie between .* 64"),
     "interpolation": ("keep_tokens = 1", 'resize_interpolation = "lancos"', r"interpolation must be one of lanczos"),
-    "not yet": ("flip_aug = true", 'metadata_file = "x.json"', r"datasets\[1\]\.subsets\[0\]: metadata_file is not supp"),
+    "not yet": ("flip_aug = true", 'metadata_file = "x.json"', r"subsets\[0\]: metadata_file is not supported"),
     "masks": ("flip_aug = true", 'conditioning_data_dir = "x"', r"conditioning_data_dir needs --masked_loss"),
     "top level": ("[general]", "[generals]", r"generals is not known at the top"),
     "not toml": ("[general]", "general]", r"data\.toml cannot be read"),
