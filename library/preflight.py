@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from library.dataset.buckets import BucketSampler, bucket_info, bucket_settings, choose_buckets, registered_repeats
-from library.dataset.scan import ScannedDataset, scan_folders, verify_pictures
+from library.dataset.buckets import bucket_info, choose_buckets_of, repeats_of
+from library.dataset.sampler import sampler_of
+from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures
 from library.errors import UserError
 from library.families import family_of_kind
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
@@ -57,7 +58,7 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
     problems.extend(check_optimizer(optimizer_name(options)))
     attempt(network_arguments, options)
     prompts = attempt(read_prompts, Path(options.sample_prompts)) if options.sample_prompts else []
-    scanned = attempt(scan_folders, options)
+    scanned = attempt(scan_dataset, options)
     if scanned is not None:
         attempt(decode_all, scanned)
     if problems:
@@ -74,9 +75,8 @@ def decode_all(scanned: ScannedDataset) -> None:
 
 def plan_of(options: TrainNetworkOptions, scanned: ScannedDataset) -> StepPlan:
     """The step arithmetic of the dataset as it will be drawn."""
-    choices = choose_buckets(scanned.records, bucket_settings(options))
-    repeats = registered_repeats(scanned.records, scanned.subsets)
-    sampler = BucketSampler([choice.bucket_wh for choice in choices], repeats, options.train_batch_size, seed=0)
+    repeats = repeats_of(scanned)
+    sampler = sampler_of(scanned, choose_buckets_of(scanned), repeats, seed=0)
     return step_plan(options, sum(repeats), len(sampler), num_processes())
 
 
@@ -93,13 +93,14 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         logger.info(
             "%s: %d %s x %d repeats, %d with captions", subset.image_dir, len(mine), kind, subset.num_repeats, captioned
         )
+    if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
+        logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
     for note in checked.scanned.notes:
         logger.warning(note)
-    choices = choose_buckets(records, bucket_settings(options))
-    buckets = bucket_info(choices, registered_repeats(records, subsets))["buckets"].values()
+    buckets = bucket_info(choose_buckets_of(checked.scanned), repeats_of(checked.scanned))["buckets"].values()
     sizes = ", ".join(f"{b['resolution'][0]}x{b['resolution'][1]}: {b['count']}" for b in buckets)
     logger.info("sizes trained (with repeats): %s", sizes)
-    logger.info("steps: %s", checked.plan.sentence(options.train_batch_size))
+    logger.info("steps: %s", checked.plan.sentence([spec.batch_size for spec in checked.scanned.specs]))
 
 
 def check_vae(path_text: str) -> None:

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from library.dataset.buckets import (
-    BucketSampler,
     bucket_info,
     bucket_resolutions,
     bucket_settings,
@@ -16,6 +15,7 @@ from library.dataset.buckets import (
     registered_repeats,
 )
 from library.dataset.config import SubsetOptions
+from library.dataset.sampler import BucketSampler
 from library.dataset.scan import ImageRecord
 from library.errors import UserError
 

@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from library.dataset.buckets import Draw
 from library.dataset.cache import write_latents
-from library.dataset.config import SubsetOptions
+from library.dataset.config import SubsetOptions, spec_from_flags
 from library.dataset.dataset import TrainingDataset, collate
+from library.dataset.sampler import Draw
 from library.dataset.scan import scan
 from library.errors import UserError
 
@@ -28,7 +29,7 @@ def folders(tmp_path):
     return tmp_path
 
 
-def build(folders, reg=False, enable_bucket=True, **subset_options):
+def build(folders, reg=False, enable_bucket=True, batch_size=1, **subset_options):
     subsets = [SubsetOptions(image_dir=folders / "2_cat", num_repeats=2, **subset_options)]
     if reg:
         subsets.append(SubsetOptions(image_dir=folders / "1_animal", is_reg=True))
@@ -40,13 +41,15 @@ def build(folders, reg=False, enable_bucket=True, **subset_options):
         bucket_reso_steps=8,
         bucket_no_upscale=False,
         resize_interpolation=None,
+        train_batch_size=batch_size,
         prior_loss_weight=0.25,
     )
-    return TrainingDataset(scan(subsets), options, seed=7, max_train_steps=10)
+    scanned = replace(scan(subsets), specs=[spec_from_flags(options)])
+    return TrainingDataset(scanned, options, seed=7, max_train_steps=10)
 
 
 def examples(dataset, epoch=1):
-    sampler = dataset.sampler(batch_size=1)
+    sampler = dataset.sampler()
     sampler.set_epoch(epoch)
     return [dataset[draw] for batch in sampler for draw in batch]
 
@@ -65,7 +68,7 @@ AUGMENTED = {"flip_aug": True, "random_crop": True, "color_aug": True, "shuffle_
 
 def test_batches_have_pictures_of_their_bucket_and_its_sizes(folders):
     dataset = build(folders)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=dataset.sampler(2), collate_fn=collate)
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=dataset.sampler(), collate_fn=collate)
     batches = list(loader)
     assert sum(len(batch.captions) for batch in batches) == len(dataset) == 4
     for batch in batches:
@@ -95,7 +98,7 @@ def test_worker_processes_give_the_same_batches(folders):
     dataset = build(folders, **AUGMENTED)
 
     def batches(num_workers):
-        sampler = dataset.sampler(1)
+        sampler = dataset.sampler()
         loader = torch.utils.data.DataLoader(
             dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
         )

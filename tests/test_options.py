@@ -327,7 +327,7 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--log_with", "tensorboard"], "--log_with tensorboard needs --logging_dir"),
         (["--output_name", "a/b"], "--output_name must be a name without folders, got 'a/b'"),
         (["--unet_lr", "0", "--text_encoder_lr", "0"], "--learning_rate, --unet_lr and --text_encoder_lr leave "),
-        (["--masked_loss"], "--masked_loss is not supported yet: the whole picture would count"),
+        (["--deepspeed"], "--deepspeed is not supported yet: training would run without it"),
         (["--output_config"], "--output_config needs --config_file"),
     ],
 )

@@ -53,8 +53,8 @@ def test_planned_epochs_hold_the_planned_steps_and_none_is_idle(batches, process
 
 def test_sentence_spells_the_arithmetic_out():
     text = "100 pictures with repeats / batch size 4 = 25 batches an epoch; 2 epochs, 50 steps in all"
-    assert plan(25, max_train_epochs=2).sentence(4) == text
-    text = plan(25, 2, max_train_epochs=2, gradient_accumulation_steps=3).sentence(4)
+    assert plan(25, max_train_epochs=2).sentence([4]) == text
+    text = plan(25, 2, max_train_epochs=2, gradient_accumulation_steps=3).sentence([4])
     assert "25 batches / 2 processes = 13 / accumulation 3 = 5 steps an epoch; 2 epochs, 10 steps in all" in text
 
 

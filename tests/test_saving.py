@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from library.dataset.dataset import TrainingDataset
-from library.dataset.scan import scan_folders
+from library.dataset.scan import scan_dataset
 from library.errors import UserError
 from library.files import write_text_whole, written_whole
 from library.network_files import read_weights, write_weights
@@ -281,7 +281,7 @@ def test_every_value_of_the_metadata_is_text(tmp_path):
 def metadata_of(model: Path, pictures: Path, output: Path, **options) -> TrainingMetadata:
     argv = tiny.arguments(model, pictures, output, **options)
     read = read_options(TrainNetworkOptions, argv)
-    dataset = TrainingDataset(scan_folders(read), read, seed=1, max_train_steps=8)
+    dataset = TrainingDataset(scan_dataset(read), read, seed=1, max_train_steps=8)
     family = {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1"}
     family |= {"modelspec.implementation": "diffusers", "modelspec.prediction_type": "epsilon"}
     plan = step_plan(read, len(dataset), batches_per_epoch=8, processes=1)

@@ -11,7 +11,7 @@ from library.dataset.scan import (
     dataset_dirs,
     reg_dataset_dirs,
     scan,
-    scan_folders,
+    scan_dataset,
     tag_frequency,
     verify_pictures,
 )
@@ -37,12 +37,19 @@ def options(train_data_dir, reg_data_dir=None, **changes):
         "color_aug": False,
         "flip_aug": False,
         "random_crop": False,
+        "alpha_mask": False,
+        "masked_loss": False,
+        "conditioning_data_dir": None,
         "caption_dropout_rate": 0.0,
         "caption_dropout_every_n_epochs": 0,
         "caption_tag_dropout_rate": 0.0,
     }
     reg = None if reg_data_dir is None else str(reg_data_dir)
-    return SimpleNamespace(**(defaults | {"train_data_dir": str(train_data_dir), "reg_data_dir": reg} | changes))
+    one_dataset = {name: None for name in ("dataset_config", "resolution", "train_batch_size", "enable_bucket")}
+    one_dataset |= {name: None for name in ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")}
+    one_dataset |= {name: None for name in ("bucket_no_upscale", "resize_interpolation")}
+    folders = {"train_data_dir": str(train_data_dir), "reg_data_dir": reg}
+    return SimpleNamespace(**(defaults | one_dataset | folders | changes))
 
 
 def picture(path, size_wh=(48, 32), **save_options):
@@ -156,7 +163,7 @@ def test_what_is_left_out_beside_good_folders_is_noted(tmp_path):
     assert "10_unnumbered" in notes
     assert "0_never is left out" in notes
     assert "pictures directly in" in notes
-    assert scan_folders(options(tmp_path)).notes[:3] == folder_notes(options(tmp_path))
+    assert scan_dataset(options(tmp_path)).notes[:3] == folder_notes(options(tmp_path))
 
 
 def test_pictures_are_found_in_any_case_sorted_and_not_hidden(tmp_path):
@@ -335,7 +342,7 @@ def test_metadata_counts_tags_and_pictures_of_each_folder(tmp_path):
         picture(tmp_path / "train" / f"{name}.png")
         caption(tmp_path / "train" / f"{name}.caption", text)
     picture(tmp_path / "reg" / "1_dog" / "r.png")
-    result = scan_folders(options(tmp_path / "train", tmp_path / "reg"))
+    result = scan_dataset(options(tmp_path / "train", tmp_path / "reg"))
     assert tag_frequency(result) == {"2_dog": {"dog": 1}, "3_cat": {"cat": 2, "red": 1, "toy": 1}, "1_dog": {"dog": 1}}
     assert dataset_dirs(result) == {
         "2_dog": {"n_repeats": 2, "img_count": 1},

@@ -1,15 +1,13 @@
 """Aspect-ratio buckets: which size each picture is trained at, and the order in which batches are drawn."""
 
-import hashlib
 import math
-import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from library.dataset.config import SubsetOptions
-from library.dataset.scan import ImageRecord
+from library.dataset.scan import ImageRecord, ScannedDataset
 from library.errors import UserError, quoted_list
 from library.options.derived import resolution_wh
 
@@ -36,16 +34,6 @@ class BucketChoice:
     crop_ltrb: tuple[float, float, float, float]  # kohya's size condition for SDXL, not the crop really made
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One picture of one batch."""
-
-    index: int  # of the record
-    seed: int  # of everything random about this draw
-    epoch: int  # from 1
-    step: int  # optimizer step, from 0
-
-
 def bucket_settings(options: Any) -> BucketSettings:
     """The bucket settings that the flags mean; without bucketing there is one bucket, the resolution."""
     size_wh, step = resolution_wh(options), options.bucket_reso_steps
@@ -70,6 +58,27 @@ def bucket_resolutions(resolution_wh: Size, min_size: int, max_size: int, step: 
         if height >= min_size:
             sizes |= {(width, height), (height, width)}
     return sorted(sizes)
+
+
+def choose_buckets_of(scanned: ScannedDataset) -> list[BucketChoice]:
+    """The bucket of every record, by the settings of its dataset."""
+    choices: dict[int, BucketChoice] = {}
+    for number, spec in enumerate(scanned.specs):
+        mine = [i for i, r in enumerate(scanned.records) if scanned.subsets[r.subset].dataset == number]
+        chosen = choose_buckets([scanned.records[i] for i in mine], bucket_settings(spec))
+        choices.update(zip(mine, chosen, strict=True))
+    return [choices[index] for index in range(len(scanned.records))]
+
+
+def repeats_of(scanned: ScannedDataset) -> list[int]:
+    """How often each record is drawn in an epoch; regularisation is balanced within each dataset."""
+    repeats = [0] * len(scanned.records)
+    for number in range(len(scanned.specs)):
+        mine = [i for i, r in enumerate(scanned.records) if scanned.subsets[r.subset].dataset == number]
+        counts = registered_repeats([scanned.records[i] for i in mine], scanned.subsets)
+        for index, count in zip(mine, counts, strict=True):
+            repeats[index] = count
+    return repeats
 
 
 def choose_bucket(image_wh: Size, resolutions: list[Size], max_wh: Size, step: int, no_upscale: bool) -> BucketChoice:
@@ -131,64 +140,6 @@ def bucket_info(choices: Sequence[BucketChoice], repeats: Sequence[int]) -> dict
         "buckets": {str(i): {"resolution": list(size), "count": counts[size]} for i, size in enumerate(filled)},
         "mean_img_ar_error": sum(errors) / len(errors) if errors else 0.0,
     }
-
-
-class BucketSampler:
-    """Batches of draws, each from one bucket, in an order that depends on seed and epoch alone.
-
-    For a DataLoader's batch_sampler. Has no attribute batch_size, since the last batch of a bucket may be short;
-    accelerate then shards whole batches.
-    """
-
-    def __init__(
-        self,
-        bucket_of: Sequence[Size],
-        repeats: Sequence[int],
-        batch_size: int,
-        seed: int,
-        gradient_accumulation_steps: int = 1,
-        num_processes: int = 1,
-    ):
-        self.members: dict[Size, list[int]] = {}
-        for index, (bucket, num_repeats) in enumerate(zip(bucket_of, repeats, strict=True)):
-            if num_repeats:
-                self.members.setdefault(bucket, []).extend([index] * num_repeats)
-        self.num_per_batch = batch_size
-        self.seed = seed
-        self.batches_per_step = gradient_accumulation_steps * num_processes
-        self.epoch = 1
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 1, that the next iteration goes through."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return sum(math.ceil(len(indices) / self.num_per_batch) for indices in self.members.values())
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        epoch = self.epoch
-        position, steps_before = 0, (epoch - 1) * math.ceil(len(self) / self.batches_per_step)
-        for number, batch in enumerate(self._shuffled_batches(epoch)):
-            step = steps_before + number // self.batches_per_step
-            seeds = [derived_seed(self.seed, epoch, position + i) for i in range(len(batch))]
-            yield [Draw(index, seed, epoch, step) for index, seed in zip(batch, seeds, strict=True)]
-            position += len(batch)
-
-    def _shuffled_batches(self, epoch: int) -> list[list[int]]:
-        rng = random.Random(derived_seed(self.seed, epoch, "order"))
-        batches = []
-        for bucket in sorted(self.members):
-            indices = list(self.members[bucket])
-            rng.shuffle(indices)
-            batches += [indices[i : i + self.num_per_batch] for i in range(0, len(indices), self.num_per_batch)]
-        rng.shuffle(batches)
-        return batches
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A number of 63 bits that depends on the parts alone, the same in every process and version."""
-    digest = hashlib.sha256(" ".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _covering(image_wh: Size, bucket_wh: Size) -> Size:

@@ -20,6 +20,7 @@ class CachedLatents:
     original_size_wh: tuple[int, int]  # pixels
     crop_ltrb: tuple[float, float, float, float]  # pixels
     latents_flipped: np.ndarray | None = None  # of the mirrored picture
+    alpha_mask: np.ndarray | None = None  # [H, W] float32 in [0, 1], at the bucket's size in pixels
 
 
 def latents_path(image_path: str | Path, size_wh: tuple[int, int], suffix: str = "sd") -> Path:
@@ -49,6 +50,8 @@ def write_latents(path: str | Path, cached: CachedLatents) -> None:
     }
     if cached.latents_flipped is not None:
         arrays["latents_flipped"] = cached.latents_flipped.astype(np.float32)
+    if cached.alpha_mask is not None:
+        arrays["alpha_mask"] = cached.alpha_mask.astype(np.float32)
     try:
         with written_whole(path, durable=False) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
@@ -58,11 +61,13 @@ def write_latents(path: str | Path, cached: CachedLatents) -> None:
         ) from error
 
 
-def is_valid(path: str | Path, bucket_wh: tuple[int, int], flip: bool) -> bool:
-    """Whether the file is there, whole, of the bucket's size, and has the mirrored latents where wanted."""
+def is_valid(path: str | Path, bucket_wh: tuple[int, int], flip: bool, masked: bool = False) -> bool:
+    """Whether the file is there, whole, of the bucket's size, and has mirrored latents and mask where wanted."""
     try:
         cached = _read(path)
     except _DAMAGED:
+        return False
+    if masked and (cached.alpha_mask is None or cached.alpha_mask.shape != bucket_wh[::-1]):
         return False
     size_hw = (bucket_wh[1] // 8, bucket_wh[0] // 8)
     wanted = [cached.latents, cached.latents_flipped] if flip else [cached.latents]
@@ -72,10 +77,10 @@ def is_valid(path: str | Path, bucket_wh: tuple[int, int], flip: bool) -> bool:
 def _read(path: str | Path) -> CachedLatents:
     with np.load(path, allow_pickle=False) as file:
         latents, original_size, crop_ltrb = (file[key] for key in ("latents", "original_size", "crop_ltrb"))
-        flipped = file.get("latents_flipped")
+        flipped, mask = file.get("latents_flipped"), file.get("alpha_mask")
     width, height = (int(side) for side in original_size)
     left, top, right, bottom = (float(edge) for edge in crop_ltrb)
-    return CachedLatents(latents, (width, height), (left, top, right, bottom), flipped)
+    return CachedLatents(latents, (width, height), (left, top, right, bottom), flipped, mask)
 
 
 def _holds_latents(path: Path) -> bool:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import UserError, quoted_list
-from library.options.derived import caption_extension
+from library.options.derived import caption_extension, resolution_wh
 
 PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
+
+INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 
 # Fields of SubsetOptions that are flags of the same name.
 SUBSET_FLAGS = (
@@ -25,6 +27,7 @@ SUBSET_FLAGS = (
     "color_aug",
     "flip_aug",
     "random_crop",
+    "alpha_mask",
     "caption_dropout_rate",
     "caption_dropout_every_n_epochs",
     "caption_tag_dropout_rate",
@@ -32,10 +35,37 @@ SUBSET_FLAGS = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """How the pictures of one dataset are sized and batched; its names are those of the flags."""
+
+    resolution: str | None  # "width,height" in pixels
+    batch_size: int
+    enable_bucket: bool
+    min_bucket_reso: int
+    max_bucket_reso: int
+    bucket_reso_steps: int
+    bucket_no_upscale: bool
+    resize_interpolation: str | None
+
+    def problems(self) -> list[str]:
+        """What cannot work, a sentence each, without the place where it was given."""
+        if self.resolution is None:
+            return ["there is no resolution, neither here nor as --resolution"]
+        problems = bucket_range_problems(self) if self.enable_bucket else []
+        if self.batch_size < 1:
+            problems.append(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.resize_interpolation not in (None, *INTERPOLATIONS):
+            known = ", ".join(INTERPOLATIONS)
+            problems.append(f"resize_interpolation must be one of {known}, got {self.resize_interpolation!r}")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubsetOptions:
     """One folder of pictures and how its pictures and captions are used."""
 
     image_dir: Path
+    dataset: int = 0  # index into ScannedDataset.specs
     num_repeats: int = 1
     class_tokens: str | None = None  # caption of pictures that have none
     is_reg: bool = False
@@ -53,9 +83,38 @@ class SubsetOptions:
     color_aug: bool = False
     flip_aug: bool = False
     random_crop: bool = False
+    alpha_mask: bool = False  # weigh the loss by the picture's transparency
+    conditioning_data_dir: Path | None = None  # masks of the same names, whose red channel weighs the loss
     caption_dropout_rate: float = 0.0
     caption_dropout_every_n_epochs: int = 0
     caption_tag_dropout_rate: float = 0.0
+
+
+def spec_from_flags(options: Any) -> DatasetSpec:
+    """The one dataset that the flags describe."""
+    return DatasetSpec(
+        resolution=options.resolution,
+        batch_size=options.train_batch_size,
+        enable_bucket=options.enable_bucket,
+        min_bucket_reso=options.min_bucket_reso,
+        max_bucket_reso=options.max_bucket_reso,
+        bucket_reso_steps=options.bucket_reso_steps,
+        bucket_no_upscale=options.bucket_no_upscale,
+        resize_interpolation=options.resize_interpolation,
+    )
+
+
+def bucket_range_problems(spec: DatasetSpec) -> list[str]:
+    """Whether the resolution lies between the smallest and the largest side of a bucket."""
+    step = spec.bucket_reso_steps
+    if min(step, spec.min_bucket_reso) < 1 or spec.min_bucket_reso > spec.max_bucket_reso:
+        return ["min_bucket_reso, max_bucket_reso and bucket_reso_steps must be above 0, and min not above max"]
+    sides = resolution_wh(spec)
+    lowest = max(spec.min_bucket_reso // step, 1) * step
+    highest = -(-spec.max_bucket_reso // step) * step
+    if min(sides) < lowest or max(sides) > highest:
+        return [f"resolution {spec.resolution} must lie between min_bucket_reso {lowest} and max_bucket_reso {highest}"]
+    return []
 
 
 @dataclass(frozen=True)
@@ -94,6 +153,7 @@ def subsets_from_folders(options: Any) -> list[SubsetOptions]:
     if problems:
         raise UserError(*problems)
     shared = {name: getattr(options, name) for name in SUBSET_FLAGS}
+    masks = Path(options.conditioning_data_dir) if options.masked_loss and options.conditioning_data_dir else None
     return [
         SubsetOptions(
             image_dir=folder.path,
@@ -101,6 +161,7 @@ def subsets_from_folders(options: Any) -> list[SubsetOptions]:
             class_tokens=folder.class_tokens,
             is_reg=listing is reg,
             caption_extension=caption_extension(options),
+            conditioning_data_dir=masks if listing is train else None,
             **shared,
         )
         for listing in (train, reg)

@@ -1,7 +1,7 @@
 """From draws to batches: pictures or cached latents, captions and sizes as one training step sees them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,11 @@ import torch
 from torch import Tensor
 
 from library.dataset import images
-from library.dataset.buckets import (
-    BucketChoice,
-    BucketSampler,
-    Draw,
-    bucket_settings,
-    choose_buckets,
-    registered_repeats,
-)
+from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions
+from library.dataset.sampler import BucketSampler, Draw, sampler_of
 from library.dataset.scan import ScannedDataset, unreadable_reason
 from library.errors import UserError
 from library.families.base import Batch
@@ -35,6 +29,7 @@ class Example:
     loss_weight: float
     image: Tensor | None  # [3, H, W] in [-1, 1]; None where latents are cached
     latents: Tensor | None  # [C, h, w] as the VAE gives them, not scaled
+    alpha_mask: Tensor | None  # [H, W] in [0, 1]; None where the whole picture counts
     original_size_hw: tuple[int, int]  # pixels
     crop_top_left: tuple[int, int]  # pixels
     target_size_hw: tuple[int, int]  # pixels
@@ -48,9 +43,8 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.seed = seed
         self.max_train_steps = max_train_steps
         self.prior_loss_weight: float = options.prior_loss_weight
-        self.resize_interpolation: str | None = options.resize_interpolation
-        self.choices: list[BucketChoice] = choose_buckets(scanned.records, bucket_settings(options))
-        self.repeats: list[int] = registered_repeats(scanned.records, scanned.subsets)
+        self.choices: list[BucketChoice] = choose_buckets_of(scanned)
+        self.repeats: list[int] = repeats_of(scanned)
         self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
 
@@ -68,11 +62,15 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         cached = self._cached(draw.index)
         width, height = cached.original_size_wh if cached else record.size_wh
         left, top, right, _ = cached.crop_ltrb if cached else choice.crop_ltrb
+        image, mask = (None, cached.alpha_mask) if cached else self._augmented_image(draw.index, flipped, rng)
+        if cached and mask is not None and flipped:
+            mask = images.flip(mask)
         return Example(
             caption=caption,
             loss_weight=self.prior_loss_weight if subset.is_reg else 1.0,
-            image=None if cached else self._augmented_image(draw.index, flipped, rng),
+            image=image,
             latents=_latents(cached, flipped) if cached else None,
+            alpha_mask=None if mask is None else torch.from_numpy(mask),
             original_size_hw=(height, width),
             crop_top_left=(int(top), int(choice.bucket_wh[0] - right if flipped else left)),
             target_size_hw=(choice.bucket_wh[1], choice.bucket_wh[0]),
@@ -88,14 +86,18 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         """Regularisation pictures with repeats, before they are balanced with the training pictures."""
         return sum(s.num_repeats for s in map(self._subset, range(len(self.repeats))) if s.is_reg)
 
-    def sampler(self, batch_size: int, gradient_accumulation_steps: int = 1, num_processes: int = 1) -> BucketSampler:
+    def sampler(self, gradient_accumulation_steps: int = 1, num_processes: int = 1) -> BucketSampler:
         """The batches of every epoch, for a DataLoader's batch_sampler."""
-        buckets = [choice.bucket_wh for choice in self.choices]
-        return BucketSampler(buckets, self.repeats, batch_size, self.seed, gradient_accumulation_steps, num_processes)
+        settings = (self.seed, gradient_accumulation_steps, num_processes)
+        return sampler_of(self.scanned, self.choices, self.repeats, *settings)
 
     def image(self, index: int) -> Tensor:
         """A record's picture [3, H, W] in [-1, 1], centre-cropped and not augmented, as its latents are cached."""
-        return torch.from_numpy(images.to_model_input(self._pixels(index)))
+        return torch.from_numpy(images.to_model_input(self._pixels(index)[0]))
+
+    def is_masked(self, index: int) -> bool:
+        """Whether a mask weighs the loss of this record."""
+        return self._subset(index).alpha_mask or self.scanned.records[index].mask_path is not None
 
     def set_cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
         """Keep a record's latents [C, h, w] in memory; returns them in the form in which they are written to disk."""
@@ -104,6 +106,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             original_size_wh=self.scanned.records[index].size_wh,
             crop_ltrb=self.choices[index].crop_ltrb,
             latents_flipped=None if flipped is None else flipped.float().cpu().numpy(),
+            alpha_mask=self._pixels(index)[1] if self.is_masked(index) else None,
         )
         self.latents[index] = cached
         return cached
@@ -116,25 +119,34 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             return read_latents(self.latents_paths[index])
         return self.latents.get(index)
 
-    def _augmented_image(self, index: int, flipped: bool, rng: random.Random) -> Tensor:
+    def _augmented_image(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, np.ndarray | None]:
         subset = self._subset(index)
-        pixels = self._pixels(index, rng if subset.random_crop else None)
+        pixels, mask = self._pixels(index, rng if subset.random_crop else None)
         if flipped:
-            pixels = images.flip(pixels)
+            pixels, mask = images.flip(pixels), None if mask is None else images.flip(mask)
         if subset.color_aug:
             pixels = images.color_augmented(pixels, rng)
-        return torch.from_numpy(images.to_model_input(pixels))
+        return torch.from_numpy(images.to_model_input(pixels)), mask
 
-    def _pixels(self, index: int, random_crop: random.Random | None = None) -> np.ndarray:
-        """The picture [H, W, 3] uint8 at the size of its bucket."""
-        path, choice = self.scanned.records[index].path, self.choices[index]
-        try:
-            image = images.load_image(path)
-        except Exception as error:  # Pillow's readers raise many kinds on damaged files
-            raise UserError(f"1 picture cannot be read: {path} ({unreadable_reason(path, error)})") from error
-        return images.resize_and_crop(
-            image, choice.resized_wh, choice.bucket_wh, self.resize_interpolation, random_crop
-        )[0]
+    def _pixels(self, index: int, random_crop: random.Random | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The picture [H, W, 3] uint8 at the size of its bucket, and its mask [H, W] float32, cut the same way."""
+        record, choice = self.scanned.records[index], self.choices[index]
+        interpolation = self.scanned.spec_of(record).resize_interpolation
+        image = _read(images.load_image, record.path)
+        sizes = (choice.resized_wh, choice.bucket_wh)
+        pixels, left_top = images.resize_and_crop(image, *sizes, interpolation, random_crop)
+        if not self.is_masked(index):
+            return pixels, None
+        from_alpha = record.mask_path is None
+        mask = _read(images.load_mask, record.path if from_alpha else record.mask_path, from_alpha)
+        return pixels, images.fit_mask(mask, *sizes, left_top)
+
+
+def _read(load: Callable[..., np.ndarray], path: Path, *arguments: object) -> np.ndarray:
+    try:
+        return load(path, *arguments)
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        raise UserError(f"1 picture cannot be read: {path} ({unreadable_reason(path, error)})") from error
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -145,11 +157,19 @@ def collate(examples: Sequence[Example]) -> Batch:
         images=_stacked([example.image for example in examples]),
         latents=_stacked([example.latents for example in examples]),
         conds=None,
-        alpha_masks=None,
+        alpha_masks=_masks(examples),
         original_sizes_hw=torch.tensor([example.original_size_hw for example in examples]),
         crop_top_lefts=torch.tensor([example.crop_top_left for example in examples]),
         target_sizes_hw=torch.tensor([example.target_size_hw for example in examples]),
     )
+
+
+def _masks(examples: Sequence[Example]) -> Tensor | None:
+    """[B, H, W]; where some pictures of a batch have masks, the others count in full."""
+    if all(example.alpha_mask is None for example in examples):
+        return None
+    whole = torch.ones(examples[0].target_size_hw)
+    return torch.stack([whole if example.alpha_mask is None else example.alpha_mask for example in examples])
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from PIL import Image, features
 
@@ -26,6 +27,7 @@ class Folder:
     subset: SubsetOptions  # with the caption extension that is really there
     pictures: list[str]  # file names, sorted
     captions: dict[str, str]  # picture -> caption, for those that have one
+    masks: dict[str, Path]  # picture -> mask, where the subset has masks
     notes: list[str]
     problems: list[str]
 
@@ -36,11 +38,13 @@ def read_folder(subset: SubsetOptions) -> Folder:
         with os.scandir(subset.image_dir) as entries:
             names = sorted(entry.name for entry in entries if entry.is_file())
     except OSError as error:
-        return Folder(subset, [], {}, [], [f"{subset.image_dir} cannot be read: {error.strerror}"])
+        return Folder(subset, [], {}, {}, [], [f"{subset.image_dir} cannot be read: {error.strerror}"])
     pictures, notes = _pictures(subset, names)
     subset, caption_files, more_notes = _find_captions(subset, pictures, names)
     captions, yet_more_notes, problems = _read_captions(subset, caption_files)
-    return Folder(subset, pictures, captions, notes + more_notes + yet_more_notes, problems)
+    masks, mask_problems = _find_masks(subset, pictures)
+    notes += more_notes + yet_more_notes
+    return Folder(subset, pictures, captions, masks, notes, problems + mask_problems)
 
 
 def _pictures(subset: SubsetOptions, names: list[str]) -> tuple[list[str], list[str]]:
@@ -58,6 +62,23 @@ def _pictures(subset: SubsetOptions, names: list[str]) -> tuple[list[str], list[
         listed = quoted_list(doubled, limit=3)
         notes.append(f"pictures in {subset.image_dir} share caption and cache file, differing in extension: {listed}")
     return pictures, notes
+
+
+def _find_masks(subset: SubsetOptions, pictures: list[str]) -> tuple[dict[str, Path], list[str]]:
+    """Picture -> mask of the same name without extension, and problems: every picture needs one."""
+    folder = subset.conditioning_data_dir
+    if folder is None:
+        return {}, []
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file() and is_picture_name(entry.name))
+    except OSError as error:
+        return {}, [f"conditioning_data_dir: {folder} cannot be read: {error.strerror}"]
+    by_stem = {os.path.splitext(name)[0]: folder / name for name in reversed(names)}
+    masks = {picture: by_stem.get(os.path.splitext(picture)[0]) for picture in pictures}
+    if missing := [picture for picture, mask in masks.items() if mask is None]:
+        return {}, [f"{folder} has no mask for {quoted_list(missing)} of {subset.image_dir}"]
+    return masks, []
 
 
 def _find_captions(

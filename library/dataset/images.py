@@ -60,6 +60,20 @@ def resize_and_crop(
     return np.ascontiguousarray(cropped), (left, top)
 
 
+def load_mask(path: str | Path, from_alpha: bool) -> np.ndarray:
+    """A mask [H, W] uint8 upright: a picture's opacity, or a mask picture's red channel."""
+    return np.ascontiguousarray(load_image(path, keep_alpha=from_alpha)[..., 3 if from_alpha else 0])
+
+
+def fit_mask(
+    mask: np.ndarray, resized_wh: tuple[int, int], bucket_wh: tuple[int, int], left_top: tuple[int, int]
+) -> np.ndarray:
+    """The mask [H, W] cut as its picture was, as float32 in [0, 1]."""
+    mask = resize(mask, resized_wh)
+    left, top = left_top
+    return mask[top : top + bucket_wh[1], left : left + bucket_wh[0]].astype(np.float32) / 255
+
+
 def resize(image: np.ndarray, size_wh: tuple[int, int], interpolation: str | None = None) -> np.ndarray:
     """The picture [H, W, C] at another size; by default area where it shrinks and Lanczos where a side grows."""
     height, width = image.shape[:2]

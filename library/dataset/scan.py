@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from library.dataset.config import SubsetOptions, folder_notes, subsets_from_folders
+from library.dataset.config import DatasetSpec, SubsetOptions, folder_notes, spec_from_flags, subsets_from_folders
+from library.dataset.dataset_config import read_dataset_config
 from library.dataset.folder import Folder, read_folder
 from library.errors import UserError, quoted_list
 
@@ -27,6 +28,7 @@ class ImageRecord:
     caption: str
     caption_found: bool
     subset: int  # index into ScannedDataset.subsets
+    mask_path: Path | None = None  # a picture whose red channel weighs the loss
 
 
 @dataclass
@@ -36,12 +38,20 @@ class ScannedDataset:
     subsets: list[SubsetOptions]
     records: list[ImageRecord]
     notes: list[str]
+    specs: list[DatasetSpec] = field(default_factory=list)  # one for each dataset
+
+    def spec_of(self, record: ImageRecord) -> DatasetSpec:
+        return self.specs[self.subsets[record.subset].dataset]
 
 
-def scan_folders(options: Any, progress: Progress | None = None) -> ScannedDataset:
-    """The dataset of --train_data_dir and --reg_data_dir."""
-    scanned = scan(subsets_from_folders(options), progress)
-    return replace(scanned, notes=folder_notes(options) + scanned.notes)
+def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDataset:
+    """The dataset of --dataset_config, or of --train_data_dir and --reg_data_dir."""
+    if options.dataset_config:
+        specs, subsets, notes = read_dataset_config(options)
+    else:
+        specs, subsets, notes = [spec_from_flags(options)], subsets_from_folders(options), folder_notes(options)
+    scanned = scan(subsets, progress)
+    return replace(scanned, notes=notes + scanned.notes, specs=specs)
 
 
 def scan(subsets: list[SubsetOptions], progress: Progress | None = None) -> ScannedDataset:
@@ -123,6 +133,7 @@ def _record(folder: Folder, index: int, name: str) -> ImageRecord:
         caption=(folder.subset.class_tokens or "") if caption is None else caption,
         caption_found=caption is not None,
         subset=index,
+        mask_path=folder.masks.get(name),
     )
 
 

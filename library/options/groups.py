@@ -90,7 +90,9 @@ class DatasetOptions(OptionGroup):
     dataset_config: Path | None = option(None, "TOML or JSON file that describes the dataset")
     dataset_class: str | None = option(None, "dotted name of a dataset class of your own")
     dataset_repeats: int = option(1, "repeats of every picture named in --in_json")
-    conditioning_data_dir: str | None = option(None, "folder of conditioning pictures or masks", flag_type="path")
+    conditioning_data_dir: str | None = option(
+        None, "folder of masks named like the pictures, for --masked_loss", flag_type="path"
+    )
     cache_info: bool = option(False, "keep captions and picture sizes in a file beside the pictures")
 
     shuffle_caption: bool = option(False, "put the tags of a caption into a new order each time")
@@ -223,7 +225,7 @@ class DenoisingOptions(OptionGroup):
     v_pred_like_loss: float | None = option(None, "adds this much of a loss weighted as for v prediction")
     debiased_estimation_loss: bool = option(False, "debiased estimation loss weighting, arXiv:2310.08442")
     prior_loss_weight: float = option(1.0, "weight of the loss of regularisation pictures")
-    masked_loss: bool = option(False, "weigh the loss by the conditioning pictures as masks")
+    masked_loss: bool = option(False, "weigh the loss by masks: --conditioning_data_dir, or those of the dataset")
 
     def check(self) -> list[str]:
         problems = [

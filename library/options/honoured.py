@@ -12,16 +12,12 @@ _NO_DEEPSPEED = "DeepSpeed is not used"
 
 # flag -> what happens instead
 NOT_HONOURED: dict[str, str] = {
-    "dataset_config": "the dataset is described by --train_data_dir and the other flags",
     "in_json": "captions come from files beside the pictures",
     "dataset_class": "the built-in dataset is the only one",
     "dataset_repeats": "the repeats are in the folder names",
-    "conditioning_data_dir": "conditioning pictures are not read",
     "debug_dataset": "training starts as usual",
     "cache_info": "captions and sizes are read from the pictures each time",
     "face_crop_aug_range": "pictures are cropped without regard to faces",
-    "alpha_mask": "transparent parts of a picture would count in full",
-    "masked_loss": "the whole picture would count",
     "validation_split": "all pictures would be trained, none held out",
     "validation_seed": _NO_VALIDATION,
     "validate_every_n_steps": _NO_VALIDATION,
@@ -68,8 +64,8 @@ NOT_HONOURED: dict[str, str] = {
 # of these, the ones without which something else would be trained than was asked for
 REFUSED = frozenset(
     {
-        *("dataset_config", "in_json", "dataset_class", "masked_loss", "alpha_mask", "validation_split"),
-        *("weighted_captions", "v2", "deepspeed", "resume_from_huggingface", "fp8_base", "fp8_base_unet"),
+        *("in_json", "dataset_class", "validation_split", "weighted_captions", "v2", "deepspeed"),
+        *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
 )
 HONOURED_VALUES = {"log_with": ("tensorboard",)}
@@ -82,6 +78,7 @@ ONLY_WITH = {
     "noise_offset_random_strength": "noise_offset",
     "ip_noise_gamma_random_strength": "ip_noise_gamma",
     "bucket_no_upscale": "enable_bucket",
+    "conditioning_data_dir": "masked_loss",
 }
 
 # option -> the option beside which it has no effect

@@ -94,7 +94,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         print(parts_table(trained_parts(network, groups)), flush=True)
     start_trackers(accelerator, options)
     recipe.sample_at_first(state)
-    sampler = dataset.sampler(options.train_batch_size, plan.accumulation, plan.num_processes)
+    sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     with logging_redirect_tqdm():
         state = run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, state)
     path = recipe.finish(state)

@@ -46,7 +46,7 @@ def is_usable(path: Path, dataset: TrainingDataset, index: int, skip_check: bool
     """Whether a record's latents are on disk, whole and of its bucket's size (unchecked with --skip_cache_check)."""
     if skip_check:
         return path.is_file()
-    return is_valid(path, dataset.choices[index].bucket_wh, flips(dataset, index))
+    return is_valid(path, dataset.choices[index].bucket_wh, flips(dataset, index), dataset.is_masked(index))
 
 
 def flips(dataset: TrainingDataset, index: int) -> bool:

@@ -147,6 +147,11 @@ def elementwise_loss(prediction: Tensor, target: Tensor, huber_c: Tensor | None,
     return c * pseudo if loss_type == "huber" else pseudo
 
 
+def resized_masks(masks: Tensor, loss: Tensor) -> Tensor:
+    """[B, 1, h, w]: the mean of the mask [B, H, W] over each latent cell."""
+    return F.interpolate(masks.to(loss.dtype).unsqueeze(1), size=loss.shape[-2:], mode="area")
+
+
 def denoising_loss(family: ModelFamily, objective: Ddpm, batch: Batch, timesteps: Tensor | None = None) -> Tensor:
     """The weighted loss of each sample, [B]; the caller takes the mean."""
     options = objective.options
@@ -160,4 +165,6 @@ def denoising_loss(family: ModelFamily, objective: Ddpm, batch: Batch, timesteps
     target = objective.target(latents, noise, timesteps)
     huber_c = objective.huber_c(timesteps) if options.loss_type in ("huber", "smooth_l1") else None
     loss = elementwise_loss(prediction.float(), target.float(), huber_c, options.loss_type)  # [B, C, h, w]
+    if batch.alpha_masks is not None:
+        loss = loss * resized_masks(batch.alpha_masks, loss)
     return loss.mean(dim=(1, 2, 3)) * batch.loss_weights * objective.loss_weights(timesteps)

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from library.dataset.buckets import BucketSampler, Draw
 from library.dataset.dataset import TrainingDataset, collate
+from library.dataset.sampler import BucketSampler, Draw
 from library.errors import UserError
 from library.families.base import Batch
 from library.options.groups import TrainNetworkOptions

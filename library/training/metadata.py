@@ -13,14 +13,14 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from library.dataset.buckets import bucket_info
 from library.dataset.dataset import TrainingDataset
-from library.dataset.scan import dataset_dirs, reg_dataset_dirs, tag_frequency
 from library.options.derived import learning_rates, network_arguments, resolution_wh
 from library.options.groups import TrainNetworkOptions
+from library.training.dataset_metadata import dataset_fields
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
 
+DEFAULT_RESOLUTION_WH = (512, 512)  # where a --dataset_config gives each dataset its own
 IMPLEMENTATION_VERSION = "athanor/0.1.0"
 
 # ss_ name -> option, where the two differ or the option is recorded as it was given
@@ -33,9 +33,7 @@ RECORDED_OPTIONS = [
     "prior_loss_weight", "min_snr_gamma", "scale_weight_norms", "ip_noise_gamma", "noise_offset_random_strength",
     "ip_noise_gamma_random_strength", "loss_type", "huber_schedule", "huber_scale", "huber_c", "fp8_base",
     "fp8_base_unet", "validation_seed", "validation_split", "max_validation_steps", "validate_every_n_epochs",
-    "validate_every_n_steps", "resize_interpolation", "output_name", "lr_scheduler", "color_aug", "flip_aug",
-    "random_crop", "shuffle_caption", "enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso",
-    "keep_tokens",
+    "validate_every_n_steps", "resize_interpolation", "output_name", "lr_scheduler",
 ]  # fmt: skip
 WITHOUT_DETAILS = [
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
@@ -64,7 +62,7 @@ class TrainingMetadata:
         self.fields: dict[str, object] = {f"ss_{name}": getattr(options, name) for name in RECORDED_OPTIONS}
         self.fields |= {k: v for k, v in family_metadata.items() if k.startswith("ss_")}
         self.fields |= run_fields(options, plan) | {"ss_optimizer": optimizer}
-        self.fields |= dataset_fields(dataset, options.enable_bucket)
+        self.fields |= dataset_fields(dataset, options, plan)
         self.fields |= model_fields(options)
         self.fields["ss_training_started_at"] = self.started_at
         if spec.relative_step:
@@ -83,7 +81,7 @@ class TrainingMetadata:
 
     def _modelspec(self) -> dict[str, str]:
         options = self.options
-        width, height = resolution_wh(options)
+        width, height = resolution_wh(options) if options.resolution else DEFAULT_RESOLUTION_WH
         title = options.metadata_title or options.output_name or f"LoRA@{self.started_at}"
         spec = {
             "modelspec.sai_model_spec": "1.0.1",
@@ -117,7 +115,6 @@ def thumbnail_url(text: str) -> str:
 
 def run_fields(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, object]:
     text_encoder_lr, unet_lr = learning_rates(options)
-    total_batch_size = options.train_batch_size * plan.num_processes * plan.accumulation
     return {
         "ss_session_id": random.SystemRandom().randint(0, 2**32),
         "ss_text_encoder_lr": text_encoder_lr,
@@ -126,26 +123,8 @@ def run_fields(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, object
         "ss_max_train_steps": plan.max_train_steps,
         "ss_num_epochs": plan.num_epochs,
         "ss_num_batches_per_epoch": plan.batches_per_epoch,
-        "ss_batch_size_per_device": options.train_batch_size,
-        "ss_total_batch_size": total_batch_size,
         "ss_debiased_estimation": options.debiased_estimation_loss,
-        "ss_resolution": resolution_wh(options),
         "ss_sd_scripts_commit_hash": "(unknown)",
-    }
-
-
-def dataset_fields(dataset: TrainingDataset, enable_bucket: bool) -> dict[str, object]:
-    scanned = dataset.scanned
-    buckets = bucket_info(dataset.choices, dataset.repeats) if enable_bucket else None
-    return {
-        "ss_seed": dataset.seed,  # also where the user gave none, so that the run can be repeated
-        "ss_num_train_images": dataset.num_train_images,
-        "ss_num_reg_images": dataset.num_reg_images,
-        "ss_num_validation_images": 0,
-        "ss_dataset_dirs": json.dumps(dataset_dirs(scanned)),
-        "ss_reg_dataset_dirs": json.dumps(reg_dataset_dirs(scanned)),
-        "ss_tag_frequency": json.dumps(tag_frequency(scanned)),
-        "ss_bucket_info": json.dumps(buckets),
     }
 
 

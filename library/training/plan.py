@@ -26,9 +26,10 @@ class StepPlan:
     def steps_per_epoch(self) -> int:
         return ceil(self.batches_per_process / self.accumulation)
 
-    def sentence(self, batch_size: int) -> str:
+    def sentence(self, batch_sizes: list[int]) -> str:
         """The arithmetic spelled out: "24 pictures with repeats / batch size 1 = 24 batches an epoch; ..."."""
-        text = f"{self.num_items} pictures with repeats / batch size {batch_size} = {self.batches_per_epoch} batches"
+        sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
+        text = f"{self.num_items} pictures with repeats / batch size {sizes} = {self.batches_per_epoch} batches"
         if self.num_processes > 1:
             text += f" / {self.num_processes} processes = {self.batches_per_process}"
         if self.accumulation > 1:
