@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
 TORCH_FREE = (
     "train_network",
     "library.errors",
+    "library.families.agreement",
     "library.families.detect",
     "library.files",
     "library.logs",

@@ -63,7 +63,6 @@ NOT_HONOURED: dict[str, str] = {
     "base_weights": "nothing would be merged into the base model; merge the files into it first",
     "base_weights_multiplier": "nothing is merged into the base model",
     "scale_weight_norms": "norms would not be limited",
-    "v2": "Stable Diffusion 2.x models cannot be trained",
     "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
     "lowram": "models are loaded the same way with and without it",
     "highvram": "memory is used the same way with and without it",
@@ -73,7 +72,7 @@ NOT_HONOURED: dict[str, str] = {
 REFUSED = frozenset(
     {
         *("dataset_config", "in_json", "dataset_class", "masked_loss", "alpha_mask", "validation_split"),
-        *("weighted_captions", "base_weights", "dim_from_weights", "scale_weight_norms", "v2", "deepspeed"),
+        *("weighted_captions", "base_weights", "dim_from_weights", "scale_weight_norms", "deepspeed"),
         *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
 )
