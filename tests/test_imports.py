@@ -27,6 +27,7 @@ TORCH_FREE = (
     "library.errors",
     "library.families.agreement",
     "library.families.detect",
+    "library.families.prompt_weights",
     "library.files",
     "library.logs",
     "library.options",

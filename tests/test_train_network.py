@@ -109,6 +109,17 @@ def test_wrong_v2_flag_is_said_and_the_model_is_trained_as_what_it_is(tiny_file,
     assert metadata_of(tmp_path / "out" / "lora.safetensors")["ss_v2"] == "False"
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_weighted_captions_train_something_else_than_their_text(frozen, tiny_folder, pictures, tmp_path):
+    for path in (pictures / "2_cat").glob("*.txt"):
+        path.write_text("a (cat:1.4), [number]", encoding="utf-8")
+    common = dict(max_train_epochs=None, max_train_steps=2, network_train_unet_only=frozen)
+    for name, weighted in (("text", False), ("weighted", True)):
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / name, weighted_captions=weighted, **common))
+    files = [tmp_path / name / "lora.safetensors" for name in ("text", "weighted")]
+    assert not weights_equal(*files)
+
+
 def test_no_metadata_leaves_the_few_fields_that_loaders_need(tiny_file, pictures, tmp_path):
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", no_metadata=True))
     names = {name for name in metadata_of(tmp_path / "out" / "lora.safetensors") if name.startswith("ss_")}

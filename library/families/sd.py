@@ -103,10 +103,16 @@ class Sd:
             return {"hidden": self.encode_text(batch.captions)}
         return {"hidden": torch.stack([self._remembered_text(caption) for caption in batch.captions])}
 
-    def encode_text(self, captions: list[str], num_chunks: int | None = None) -> Tensor:
-        """Hidden states [B, L, D] of captions, L = 75 num_chunks + 2."""
-        ids = clip.tokenize(self.tokenizer, captions, num_chunks or self.num_chunks).to(self.device)
-        return clip.encode(self.text_encoder, ids, self.options.clip_skip)
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Hidden states [B, L, D] of captions, L = 75 num_chunks + 2; with --weighted_captions times their weights."""
+        if self.options.weighted_captions:
+            ids, weights = clip.tokenize_weighted(self.tokenizer, captions, self.num_chunks)
+            hidden = self._hidden_states(ids)
+            return hidden * weights.to(hidden)
+        return self._hidden_states(clip.tokenize(self.tokenizer, captions, self.num_chunks))
+
+    def _hidden_states(self, ids: Tensor) -> Tensor:
+        return clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
 
     def _remembered_text(self, caption: str) -> Tensor:
         if caption not in self._remembered:
@@ -123,10 +129,16 @@ class Sd:
         return sd_adapter_targets(self.text_encoder, self.unet, conv)
 
     def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
-        """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3."""
-        num_tokens = max(clip.count_tokens(self.tokenizer, text) for text in (prompt, negative_prompt))
+        """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3.
+
+        Weights in prompts always count here, and the mean of the hidden states stays what it was, as in WebUIs.
+        """
+        prompts = [prompt, negative_prompt]
+        num_tokens = max(len(clip.weighted_tokens(self.tokenizer, text)) for text in prompts)
         num_chunks = min(3, max(1, -(-num_tokens // clip.CHUNK)))
-        return {"hidden": self.encode_text([prompt, negative_prompt], num_chunks)}
+        ids, weights = clip.tokenize_weighted(self.tokenizer, prompts, num_chunks)
+        hidden = self._hidden_states(ids)
+        return {"hidden": clip.weighed_keeping_mean(hidden, weights.to(hidden))}
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] around [-1, 1] of scaled latents [B, 4, h, w]."""

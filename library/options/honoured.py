@@ -27,7 +27,6 @@ NOT_HONOURED: dict[str, str] = {
     "validate_every_n_steps": _NO_VALIDATION,
     "validate_every_n_epochs": _NO_VALIDATION,
     "max_validation_steps": _NO_VALIDATION,
-    "weighted_captions": "brackets and weights would be trained as text",
     "torch_compile": "the model runs without compilation",
     "dynamo_backend": "the model runs without compilation",
     "mem_eff_attn": "PyTorch's own attention is used",
@@ -72,7 +71,7 @@ NOT_HONOURED: dict[str, str] = {
 REFUSED = frozenset(
     {
         *("dataset_config", "in_json", "dataset_class", "masked_loss", "alpha_mask", "validation_split"),
-        *("weighted_captions", "base_weights", "dim_from_weights", "scale_weight_norms", "deepspeed"),
+        *("base_weights", "dim_from_weights", "scale_weight_norms", "deepspeed"),
         *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
 )
