@@ -14,6 +14,7 @@ from library.dataset.sampler import sampler_of
 from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures
 from library.errors import UserError
 from library.families import family_of_kind
+from library.families.agreement import model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
 from library.options.derived import network_arguments, optimizer_name
 from library.options.groups import SavingOptions, TrainNetworkOptions
@@ -82,7 +83,7 @@ def plan_of(options: TrainNetworkOptions, scanned: ScannedDataset) -> StepPlan:
 
 def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     """Say what was found: the model, the dataset with its notes, the buckets, the steps."""
-    for warning in warnings_for(options):
+    for warning in warnings_for(options) + model_warnings(options, checked.checkpoint):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
     records, subsets = checked.scanned.records, checked.scanned.subsets
@@ -110,7 +111,7 @@ def check_vae(path_text: str) -> None:
             raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
         return
     info = inspect_checkpoint(path_text, "--vae")
-    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2"), "--vae")
+    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2", "sd2_inpainting"), "--vae")
 
 
 def check_network_module(name: str | None) -> list[str]:

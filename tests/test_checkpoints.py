@@ -8,12 +8,15 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.errors import UserError
-from library.families.checkpoints import ldm_state_dict, load_unet, open_checkpoint, unet_naming, vae_name_in_file
-from library.families.sd import load_models
-from library.options.groups import ModelOptions
+from library.families.checkpoint_files import open_checkpoint
+from library.families.checkpoints import LAYOUTS, ldm_state_dict, load_models
+from library.families.detect import inspect_checkpoint
+from library.families.ldm_open_clip import load_open_clip, open_clip_in_file
+from library.families.ldm_unet import eight_heads, heads_of_64, load_unet, unet_config, unet_in_file, unet_naming
+from library.families.ldm_vae import vae_name_in_file
 from tests import tiny
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -21,8 +24,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 def load(path: Path, dtype: torch.dtype = FP32, vae: Path | None = None):
     """Text encoder, VAE and U-Net, as training loads them."""
-    options = ModelOptions(pretrained_model_name_or_path=str(path), vae=str(vae) if vae else None)
-    return load_models(options, dtype, dtype)
+    return load_models(inspect_checkpoint(str(path)), str(vae) if vae else None, dtype, dtype)
 
 
 def assert_same_weights(model, reference, dtype: torch.dtype | None = None) -> None:
@@ -46,6 +48,19 @@ def without_vae(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def file_of(tiny_file, tiny_sd2_file):
+    """The toy model of a kind as a single file."""
+    return {"sd1": tiny_file, "sd2": tiny_sd2_file}.get
+
+
+@pytest.fixture(scope="module")
+def folder_of(tiny_folder, tmp_path_factory):
+    """The toy model of a kind as a diffusers folder."""
+    sd2_folder = tiny.write_folder(tmp_path_factory.mktemp("sd2") / "diffusers", "sd2")
+    return {"sd1": tiny_folder, "sd2": sd2_folder}.get
+
+
+@pytest.fixture(scope="module")
 def other_vae():
     """A VAE that is not the model's own."""
     torch.manual_seed(1)
@@ -55,11 +70,12 @@ def other_vae():
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
-def test_single_file_gives_the_weights_it_was_written_from(suffix, dtype, tmp_path):
-    path = tiny.write_file(tmp_path / f"模型{suffix}", dtype)
-    unet, vae, text_encoder = tiny.models()
+def test_single_file_gives_the_weights_it_was_written_from(suffix, dtype, kind, tmp_path):
+    path = tiny.write_file(tmp_path / f"模型{suffix}", dtype, kind=kind)
+    unet, vae, text_encoder = tiny.models(kind)
     for model, reference in zip(load(path, dtype), (text_encoder, vae, unet), strict=True):
         assert_same_weights(model, reference, dtype)
 
@@ -70,9 +86,10 @@ def test_weights_of_a_half_precision_file_are_widened_not_changed(tmp_path):
         assert torch.equal(loaded.state_dict()[name], value.half().float())
 
 
-def test_diffusers_folder_gives_the_weights_it_was_written_from(tiny_folder):
-    unet, vae, text_encoder = tiny.models()
-    for model, reference in zip(load(tiny_folder, BF16), (text_encoder, vae, unet), strict=True):
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_diffusers_folder_gives_the_weights_it_was_written_from(kind, folder_of):
+    unet, vae, text_encoder = tiny.models(kind)
+    for model, reference in zip(load(folder_of(kind), BF16), (text_encoder, vae, unet), strict=True):
         assert_same_weights(model, reference, BF16)
 
 
@@ -92,12 +109,14 @@ def test_folder_without_a_part_is_a_mistake(tmp_path):
         load(tmp_path)
 
 
-def test_models_from_a_file_compute_what_the_originals_do(tiny_file):
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_models_from_a_file_compute_what_the_originals_do(kind, file_of):
     """Equal weights are not all: heads, activation and normalisation are read off the file as well."""
-    unet, vae, text_encoder = tiny.models()
-    loaded_text_encoder, loaded_vae, loaded_unet = load(tiny_file)
+    unet, vae, text_encoder = tiny.models(kind)
+    loaded_text_encoder, loaded_vae, loaded_unet = load(file_of(kind))
     generator = torch.Generator().manual_seed(0)
-    noisy, hidden = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 32, generator=generator)
+    width = text_encoder.config.hidden_size
+    noisy, hidden = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, width, generator=generator)
     ids = torch.tensor([[49406, 320, 2368, *[49407] * 74]])
     pairs = [
         (lambda model: model(noisy, 500, hidden).sample, loaded_unet, unet),
@@ -220,24 +239,27 @@ def test_attention_of_the_vae_is_written_as_1x1_convolutions(tiny_file):
             assert weights[f"first_stage_model.{part}.mid.attn_1.{name}.bias"].shape == (32,)
 
 
-def test_diffusers_reads_our_unet(tiny_file, tiny_folder):
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_diffusers_reads_our_unet(kind, file_of, folder_of):
     unet = UNet2DConditionModel.from_single_file(
-        str(tiny_file), config=str(tiny_folder / "unet"), local_files_only=True
+        str(file_of(kind)), config=str(folder_of(kind) / "unet"), local_files_only=True
     )
-    assert_same_weights(unet, tiny.models()[0])
+    assert_same_weights(unet, tiny.models(kind)[0])
 
 
-def test_diffusers_reads_our_vae(tiny_file, tiny_folder):
-    vae = AutoencoderKL.from_single_file(str(tiny_file), config=str(tiny_folder / "vae"), local_files_only=True)
-    assert_same_weights(vae, tiny.models()[1])
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_diffusers_reads_our_vae(kind, file_of, folder_of):
+    vae = AutoencoderKL.from_single_file(str(file_of(kind)), config=str(folder_of(kind) / "vae"), local_files_only=True)
+    assert_same_weights(vae, tiny.models(kind)[1])
 
 
-def test_diffusers_reads_our_text_encoder(tiny_file, tiny_folder):
-    weights = single_file_utils.load_single_file_checkpoint(str(tiny_file), local_files_only=True)
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_diffusers_reads_our_text_encoder(kind, file_of, folder_of):
+    weights = single_file_utils.load_single_file_checkpoint(str(file_of(kind)), local_files_only=True)
     text_encoder = single_file_utils.create_diffusers_clip_model_from_ldm(
-        CLIPTextModel, weights, config=str(tiny_folder), subfolder="text_encoder", local_files_only=True
+        CLIPTextModel, weights, config=str(folder_of(kind)), subfolder="text_encoder", local_files_only=True
     )
-    assert_same_weights(text_encoder, tiny.models()[2])
+    assert_same_weights(text_encoder, tiny.models(kind)[2])
 
 
 # --- the names of full-size SD 1.5 -----------------------------------------------------------------------------------
@@ -334,13 +356,13 @@ def test_a_pickled_inpainting_model_is_named_when_its_shapes_are_seen(tmp_path):
     name = "model.diffusion_model.input_blocks.0.0.weight"
     weights[name] = torch.zeros(weights[name].shape[0], 9, 3, 3)
     with pytest.raises(UserError, match="inpainting"):
-        load_unet(weights, torch.float32)
+        load_unet(weights, torch.float32, eight_heads)
 
 
 def test_a_pickle_of_something_else_has_no_unet(tmp_path):
     torch.save([1, 2], tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="no Stable Diffusion U-Net"):
-        load_unet(open_checkpoint(tmp_path / "x.ckpt"), torch.float32)
+        load_unet(open_checkpoint(tmp_path / "x.ckpt"), torch.float32, eight_heads)
 
 
 def test_a_safetensors_file_whose_offsets_are_wrong_is_refused_in_a_sentence(tmp_path):
@@ -348,3 +370,55 @@ def test_a_safetensors_file_whose_offsets_are_wrong_is_refused_in_a_sentence(tmp
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(UserError, match="not a whole safetensors file"):
         open_checkpoint(tmp_path / "x.safetensors")
+
+
+# --- full-size SD 2.1 ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def open_clip():
+    """The text encoder of SD 2.x in full size, without memory for its weights."""
+    config = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16)
+    with torch.device("meta"):
+        return CLIPTextModel(CLIPTextConfig(hidden_act="gelu", projection_dim=1024, **config))
+
+
+def test_open_clip_file_has_24_layers_and_the_model_the_first_23(open_clip):
+    weights = open_clip_in_file(open_clip)
+    layers = {name.split(".")[4] for name in weights if ".resblocks." in name}
+    assert layers == {str(number) for number in range(24)}
+    assert weights["cond_stage_model.model.transformer.resblocks.23.attn.in_proj_weight"].shape == (3072, 1024)
+    loaded = load_open_clip(weights, FP16)
+    assert loaded.state_dict().keys() == open_clip.state_dict().keys()
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    assert [getattr(loaded.config, name) for name in names] == [1024, 4096, 23, 16, "gelu"]
+
+
+def test_open_clip_file_without_its_last_layer_gives_the_same_model(open_clip):
+    weights = {name: value for name, value in open_clip_in_file(open_clip).items() if ".resblocks.23." not in name}
+    assert load_open_clip(weights, FP16).config.num_hidden_layers == 23
+
+
+def test_layer_23_of_an_open_clip_file_is_never_read(open_clip):
+    weights = open_clip_in_file(open_clip)
+    del weights["cond_stage_model.model.transformer.resblocks.23.ln_1.weight"]
+    assert load_open_clip(weights, FP16).config.num_hidden_layers == 23
+
+
+def test_missing_third_of_open_clip_is_a_mistake_that_names_it(tiny_sd2_file, tmp_path):
+    name = "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_bias"
+    path = rewritten(tiny_sd2_file, tmp_path / "a.safetensors", lambda w: {k: v for k, v in w.items() if k != name})
+    with pytest.raises(
+        UserError, match=r"no OpenCLIP text encoder: 3 weights are missing, e\.g\. .*in_proj_bias\.[qkv]$"
+    ):
+        load(path)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_unet_config_of_sd2_is_read_off_its_shapes(linear):
+    wanted = dict(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=linear)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**wanted)
+    config = unet_config(unet_in_file(unet), heads_of_64)
+    assert {name: config[name] for name in wanted} == wanted
+    assert config["block_out_channels"] == (320, 640, 1280, 1280) and config["layers_per_block"] == 2

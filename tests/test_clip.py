@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from library.families.clip import build_tokenizer, clip_vocabulary, count_tokens, encode, tokenize
+from library.families.clip import (
+    CHUNK,
+    build_tokenizer,
+    clip_vocabulary,
+    encode,
+    tokenize,
+    tokenize_weighted,
+    weighed_keeping_mean,
+    weighted_tokens,
+)
 from tests import tiny
 
 BOS, EOS = 49406, 49407
@@ -56,14 +65,16 @@ def test_open_clip_pads_with_0(open_clip_tokenizer):
 
 def test_captions_in_chinese_have_tokens_and_are_told_apart(tokenizer):
     ids = tokenize(tokenizer, ["一只猫", "一只狗"])
-    assert count_tokens(tokenizer, "一只猫") >= 3
+    assert len(weighted_tokens(tokenizer, "一只猫")) >= 3
     assert ids.shape == (2, 1, 77) and not torch.equal(ids[0], ids[1])
     assert tokenizer.decode(tokenizer("一只猫").input_ids, skip_special_tokens=True).replace(" ", "") == "一只猫"
 
 
-@pytest.mark.parametrize(("caption", "count"), [("", 0), ("a photo of a cat", 5), (WORDS, 100)])
-def test_tokens_are_counted_without_begin_and_end(caption, count, tokenizer):
-    assert count_tokens(tokenizer, caption) == count
+@pytest.mark.parametrize(
+    ("caption", "count"), [("", 0), ("a photo of a cat", 5), ("a (photo:1.2) of [a] cat", 5), (WORDS, 100)]
+)
+def test_tokens_are_counted_without_begin_and_end_and_brackets(caption, count, tokenizer):
+    assert len(weighted_tokens(tokenizer, caption)) == count
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 3])
@@ -96,6 +107,52 @@ def test_open_clip_caption_of_one_chunk_ends_in_one_eos(open_clip_tokenizer):
     full = " ".join(["cat"] * 75)
     assert tokenize(open_clip_tokenizer, [full])[0, 0].tolist() == [BOS] + [CAT] * 75 + [EOS]
     assert tokenize(open_clip_tokenizer, [WORDS])[0, 0].tolist() == [BOS] + [CAT] * 75 + [EOS]
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad_token", ["<|endoftext|>", "!"])
+@pytest.mark.parametrize("num_chunks", [1, 2, 3])
+def test_captions_without_brackets_have_the_same_tokens_and_weights_of_1(num_chunks, pad_token):
+    tokenizer = build_tokenizer(pad_token)
+    captions = ["a photo of a cat", WORDS, "", " ".join(["cat"] * 75), " ".join(["cat"] * 150)]
+    ids, weights = tokenize_weighted(tokenizer, captions, num_chunks)
+    assert torch.equal(ids, tokenize(tokenizer, captions, num_chunks))
+    assert weights.shape == (len(captions), num_chunks * CHUNK + 2, 1) and (weights == 1).all()
+
+
+@pytest.mark.parametrize("pad_token", ["<|endoftext|>", "!"])
+def test_weights_are_those_of_the_tokens_and_1_for_begin_end_and_padding(pad_token):
+    tokenizer = build_tokenizer(pad_token)
+    ids, weights = tokenize_weighted(tokenizer, ["a (cat:1.5) [cat]"])
+    assert torch.equal(ids, tokenize(tokenizer, ["a cat cat"]))
+    wanted = [1.0, 1.0, 1.5, 1 / 1.1] + [1.0] * 73
+    torch.testing.assert_close(weights[0, :, 0], torch.tensor(wanted))
+
+
+def test_weights_go_on_in_the_next_chunk_and_are_cut_with_the_caption(tokenizer):
+    caption = f"({' '.join(['cat'] * 80)}:1.5)"
+    _, two_chunks = tokenize_weighted(tokenizer, [caption], 2)
+    assert two_chunks[0, :, 0].tolist() == [1.0] + [1.5] * 80 + [1.0] * 71
+    ids, one_chunk = tokenize_weighted(tokenizer, [caption], 1)
+    assert one_chunk[0, :, 0].tolist() == [1.0] + [1.5] * 75 + [1.0]
+    assert ids[0, 0].tolist() == [BOS] + [CAT] * 75 + [EOS]
+
+
+def test_weighing_a_prompt_keeps_its_mean_and_leaves_others_alone():
+    hidden = 1 + torch.randn(2, 77, 8, generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(2, 77, 1)
+    weights[0, 3:5] = 1.5
+    found = weighed_keeping_mean(hidden, weights)
+    assert torch.equal(found[1], hidden[1])
+    torch.testing.assert_close(found[0].mean(), hidden[0].mean())
+    torch.testing.assert_close(found[0, 3] / found[0, 2], 1.5 * hidden[0, 3] / hidden[0, 2])
+
+
+def test_a_prompt_without_weights_stays_even_where_its_mean_is_0():
+    hidden = torch.zeros(1, 77, 8)
+    assert torch.equal(weighed_keeping_mean(hidden, torch.ones(1, 77, 1)), hidden)
 
 
 # --- hidden states ---------------------------------------------------------------------------------------------------

@@ -19,25 +19,38 @@ from train_network import train
 
 PROMPT = SamplePrompt("a cat, number 1", negative_prompt="dog", width=64, height=64, sample_steps=4, scale=5.0, seed=3)
 TOLERANCE = 3  # of 255, for the largest difference of a pixel
+FLAGS = {"sd1": {}, "sd2": {"v2": True, "v_parameterization": True}}  # by kind of checkpoint
 
 
-def trained(tmp_path: Path, model: Path, pictures: Path, **more: object) -> tuple[Sd, Path]:
+@pytest.fixture(params=FLAGS)
+def model(request, tiny_file, tiny_sd2_file) -> tuple[str, Path]:
+    """A toy model's kind and file."""
+    return request.param, {"sd1": tiny_file, "sd2": tiny_sd2_file}[request.param]
+
+
+def loaded(kind: str, path: Path, **more: object) -> Sd:
+    options = TrainNetworkOptions(pretrained_model_name_or_path=str(path), **FLAGS[kind], **more)
+    return Sd(options, torch.device("cpu"), torch.float32)
+
+
+def trained(tmp_path: Path, model: tuple[str, Path], pictures: Path, **more: object) -> tuple[Sd, Path]:
     """The family as it is in training, with the trained network on it, and the network's file."""
+    kind, checkpoint = model
     arguments = dict(learning_rate=0.02, network_args=["conv_dim=4", "conv_alpha=2"], network_alpha=2) | more
-    train(tiny.arguments(model, pictures, tmp_path / "out", **arguments))
+    train(tiny.arguments(checkpoint, pictures, tmp_path / "out", **FLAGS[kind], **arguments))
     path = tmp_path / "out" / "lora.safetensors"
-    options = TrainNetworkOptions(pretrained_model_name_or_path=str(model), network_dim=4, network_weights=str(path))
-    family = Sd(options, torch.device("cpu"), torch.float32)
-    build_network(lora, family, options, {"conv_dim": "4"}).eval()
+    family = loaded(kind, checkpoint, network_dim=4, network_weights=str(path))
+    build_network(lora, family, family.options, {"conv_dim": "4"}).eval()
     return family, path
 
 
-def diffusers_pipeline(family: Sd) -> StableDiffusionPipeline:
-    unet, vae, text_encoder = tiny.models()
+def diffusers_pipeline(family: Sd, kind: str) -> StableDiffusionPipeline:
+    unet, vae, text_encoder = tiny.models(kind)
+    prediction_type = "v_prediction" if family.v_prediction else "epsilon"
+    scheduler = DDIMScheduler(**SCHEDULE, **SAMPLERS["ddim"][1], prediction_type=prediction_type)
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=family.tokenizer, unet=unet,
-        scheduler=DDIMScheduler(**SCHEDULE, **SAMPLERS["ddim"][1]), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
+        vae=vae, text_encoder=text_encoder, tokenizer=family.tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -56,12 +69,12 @@ def drawn_by(pipeline: StableDiffusionPipeline, prompt: SamplePrompt) -> np.ndar
 def restored_models():
     """diffusers' loader puts adapters into the shared toy models; take them out again."""
     yield
-    tiny.models.cache_clear()
+    tiny.forget_models()
 
 
-def test_diffusers_draws_the_same_pictures_with_the_file(tiny_file, pictures, tmp_path, restored_models):
-    family, path = trained(tmp_path, tiny_file, pictures)
-    pipeline = diffusers_pipeline(family)
+def test_diffusers_draws_the_same_pictures_with_the_file(model, pictures, tmp_path, restored_models):
+    family, path = trained(tmp_path, model, pictures)
+    pipeline = diffusers_pipeline(family, model[0])
     without = drawn_by(pipeline, PROMPT)
     pipeline.load_lora_weights(str(path))
     theirs, ours = drawn_by(pipeline, PROMPT), np.asarray(draw(family, PROMPT, "ddim"), dtype=int)
@@ -69,16 +82,13 @@ def test_diffusers_draws_the_same_pictures_with_the_file(tiny_file, pictures, tm
     assert abs(theirs - ours).max() <= TOLERANCE
 
 
-def test_our_pictures_equal_diffusers_without_a_network(tiny_file, restored_models):
-    options = TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_file))
-    family = Sd(options, torch.device("cpu"), torch.float32)
+def test_our_pictures_equal_diffusers_without_a_network(model, restored_models):
+    family = loaded(*model)
     ours = np.asarray(draw(family, PROMPT, "ddim"), dtype=int)
-    assert abs(ours - drawn_by(diffusers_pipeline(family), PROMPT)).max() <= 1
+    assert abs(ours - drawn_by(diffusers_pipeline(family, model[0]), PROMPT)).max() <= 1
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_every_sampler_draws(name, tiny_file):
-    options = TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_file))
-    family = Sd(options, torch.device("cpu"), torch.float32)
-    picture = draw(family, replace(PROMPT, sample_sampler=name, sample_steps=3), "ddim")
+def test_every_sampler_draws(name, model):
+    picture = draw(loaded(*model), replace(PROMPT, sample_sampler=name, sample_steps=3), "ddim")
     assert picture.size == (64, 64) and np.asarray(picture).std() > 1

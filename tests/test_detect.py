@@ -39,6 +39,7 @@ HEADERS = [
     ("sd1", ldm("cond_stage_model.transformer.embeddings.token_embedding.weight")),
     ("sd1_inpainting", ldm(SD1_TEXT, in_channels=9)),
     ("sd2", ldm("cond_stage_model.model.token_embedding.weight")),
+    ("sd2_inpainting", ldm("cond_stage_model.model.token_embedding.weight", in_channels=9)),
     ("sdxl", ldm("conditioner.embedders.0.transformer.x", "conditioner.embedders.1.model.token_embedding.weight")),
     ("sdxl_refiner", ldm("conditioner.embedders.0.model.token_embedding.weight")),
     ("sd3", named(f"{UNET}joint_blocks.0.x_block.attn.qkv.weight", *VAE_ENDS)),
@@ -112,6 +113,7 @@ def test_kind_of_a_folder_is_that_of_its_pipeline(pipeline, tmp_path):
         ({"in_channels": 4, "cross_attention_dim": 768}, "sd1"),
         ({"in_channels": 9, "cross_attention_dim": 768}, "sd1_inpainting"),
         ({"in_channels": 4, "cross_attention_dim": 1024}, "sd2"),
+        ({"in_channels": 9, "cross_attention_dim": 1024}, "sd2_inpainting"),
     ],
 )
 def test_unet_config_tells_models_of_one_pipeline_apart(config, kind, tmp_path):
@@ -122,8 +124,15 @@ def test_pipeline_that_is_not_known_is_an_unknown_kind(tmp_path):
     assert inspect_checkpoint(str(write_model_folder(tmp_path / "m", "SomethingNewPipeline"))).kind == "unknown"
 
 
-def test_the_tiny_models_are_sd1(tiny_folder, tiny_file):
-    assert [inspect_checkpoint(str(path)).kind for path in (tiny_folder, tiny_file)] == ["sd1", "sd1"]
+def test_inpainting_pipeline_of_sd2_is_known_by_its_unet(tmp_path):
+    folder = write_model_folder(tmp_path / "m", "StableDiffusionInpaintPipeline", {"cross_attention_dim": 1024})
+    assert inspect_checkpoint(str(folder)).kind == "sd2_inpainting"
+
+
+@pytest.mark.parametrize("kind", tiny.TOYS)
+def test_the_tiny_models_are_what_they_are_named(kind, tmp_path):
+    paths = tiny.write_folder(tmp_path / "folder", kind), tiny.write_file(tmp_path / "file.safetensors", kind=kind)
+    assert [inspect_checkpoint(str(path)).kind for path in paths] == [kind, kind]
 
 
 def test_pickled_checkpoint_is_known_by_its_names(tmp_path):

@@ -19,21 +19,33 @@ def golden(name: str) -> dict[str, list[int]]:
     return json.loads(gzip.decompress((KEYS / f"{name}.json.gz").read_bytes()))
 
 
-@pytest.fixture(scope="module")
-def full_size():
-    """SD 1.5 as it is, without memory for its weights."""
+# U-Net and text encoder as they differ between models
+SD1 = (
+    dict(cross_attention_dim=768, attention_head_dim=8),
+    dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
+)
+SD2 = (
+    dict(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20)),
+    dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu"),
+)
+GOLDEN = {
+    "sd15_default": (SD1, {}),
+    "sd15_conv": (SD1, {"conv_dim": "4"}),
+    "sd21_default": (SD2, {}),
+    "sd21_linear_projection_default": ((SD2[0] | {"use_linear_projection": True}, SD2[1]), {}),
+}
+
+
+def full_size(unet: dict, text_encoder: dict) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """A model as it is, without memory for its weights."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        )
-    return text_encoder, unet
+        return CLIPTextModel(CLIPTextConfig(**text_encoder)), UNet2DConditionModel(**unet)
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("sd15_default", {}), ("sd15_conv", {"conv_dim": "4"})])
-def test_lora_keys_equal_kohyas_in_order(full_size, name, arguments):
-    text_encoder, unet = full_size
-    targets = list(sd_adapter_targets(text_encoder, unet, conv=lora.wants_convolutions(arguments)))
+@pytest.mark.parametrize("name", GOLDEN)
+def test_lora_keys_equal_kohyas_in_order(name):
+    model, arguments = GOLDEN[name]
+    targets = list(sd_adapter_targets(*full_size(*model), conv=lora.wants_convolutions(arguments)))
     with torch.device("meta"):
         network = lora.create_network(targets, 4, 1, **arguments)
     written = [(key, list(value.shape)) for key, value in network.state_dict().items()]
@@ -53,8 +65,8 @@ BLOCKS_BY_LDM_NAME = {  # as in merge-block-weight tools: IN01 is 1, M00 is 12, 
 SAMPLERS_UP = {15: "up_blocks_0_upsamplers_0", 18: "up_blocks_1_upsamplers_0", 21: "up_blocks_2_upsamplers_0"}
 
 
-def test_every_layer_of_the_unet_is_in_kohyas_block_and_none_of_the_text_encoder_is_in_one(full_size):
-    targets = list(sd_adapter_targets(*full_size, conv=True))
+def test_every_layer_of_the_unet_is_in_kohyas_block_and_none_of_the_text_encoder_is_in_one():
+    targets = list(sd_adapter_targets(*full_size(*SD1), conv=True))
     for target in targets:
         if target.part == "te":
             assert target.block is None and target.layout is None
@@ -66,10 +78,10 @@ def test_every_layer_of_the_unet_is_in_kohyas_block_and_none_of_the_text_encoder
     assert targets[-1].layout.num_blocks == 25
 
 
-def test_a_rank_for_every_block_is_found_in_the_file(full_size):
+def test_a_rank_for_every_block_is_found_in_the_file():
     ranks = [*range(1, 13), 0, *range(14, 26)]  # block n has rank n + 1, and the middle none
     arguments = {"block_dims": ",".join(map(str, ranks)), "conv_block_dims": ",".join(str(2 * rank) for rank in ranks)}
-    targets = list(sd_adapter_targets(*full_size, conv=lora.wants_convolutions(arguments)))
+    targets = list(sd_adapter_targets(*full_size(*SD1), conv=lora.wants_convolutions(arguments)))
     with torch.device("meta"):
         weights = lora.create_network(targets, 100, 1, **arguments).state_dict()
     downs = {key.removesuffix(".lora_down.weight"): value for key, value in weights.items() if "lora_down" in key}
@@ -84,17 +96,17 @@ def test_a_rank_for_every_block_is_found_in_the_file(full_size):
     assert {value.shape[0] for name, value in downs.items() if name.startswith("lora_te_")} == {100}
 
 
-def test_equal_ranks_for_all_blocks_give_kohyas_plain_file(full_size):
+def test_equal_ranks_for_all_blocks_give_kohyas_plain_file():
     arguments = {"block_dims": ",".join(["4"] * 25)}
-    targets = list(sd_adapter_targets(*full_size, conv=False))
+    targets = list(sd_adapter_targets(*full_size(*SD1), conv=False))
     with torch.device("meta"):
         network = lora.create_network(targets, 4, 1, **arguments)
     written = [(key, list(value.shape)) for key, value in network.state_dict().items()]
     assert written == list(golden("sd15_default").items())
 
 
-def test_alpha_keeps_the_kind_of_number_it_was_given(full_size):
-    text_encoder, _ = full_size
+def test_alpha_keeps_the_kind_of_number_it_was_given():
+    text_encoder, _ = full_size(*SD1)
     targets = list(sd_adapter_targets(text_encoder, torch.nn.Module(), conv=False))
     assert lora.create_network(targets, 4, 1).state_dict()[f"{targets[0].name}.alpha"].dtype == torch.int64
     assert lora.create_network(targets, 4, 1.0).state_dict()[f"{targets[0].name}.alpha"].dtype == torch.float32

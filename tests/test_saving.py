@@ -282,7 +282,7 @@ def metadata_of(model: Path, pictures: Path, output: Path, **options) -> Trainin
     argv = tiny.arguments(model, pictures, output, **options)
     read = read_options(TrainNetworkOptions, argv)
     dataset = TrainingDataset(scan_dataset(read), read, seed=1, max_train_steps=8)
-    family = {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1"}
+    family = {"ss_v2": "False", "ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1"}
     family |= {"modelspec.implementation": "diffusers", "modelspec.prediction_type": "epsilon"}
     plan = step_plan(read, len(dataset), batches_per_epoch=8, processes=1)
     return TrainingMetadata(read, family, dataset, "torch.optim.adamw.AdamW", find_spec(optimizer_name(read)), plan)

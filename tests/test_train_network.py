@@ -78,6 +78,48 @@ def test_metadata_has_every_field_of_kohyas(tiny_file, pictures, tmp_path):
     assert all(value.dtype == torch.float16 for value in load_file(tmp_path / "out" / "lora.safetensors").values())
 
 
+SD2_METADATA = {
+    False: ("sd_v2", "stable-diffusion-v2-512/lora", "epsilon"),
+    True: ("sd_v2_v", "stable-diffusion-v2-768-v/lora", "v"),
+}
+
+
+@pytest.mark.parametrize("v_parameterization", SD2_METADATA)
+def test_sd2_trains_and_its_file_says_what_it_is_for(v_parameterization, tiny_sd2_file, pictures, tmp_path):
+    train(
+        tiny.arguments(
+            tiny_sd2_file, pictures, tmp_path / "out", v2=True, v_parameterization=v_parameterization,
+            max_train_epochs=None, max_train_steps=2, max_token_length=150, gradient_checkpointing=True,
+        )
+    )  # fmt: skip
+    path = tmp_path / "out" / "lora.safetensors"
+    metadata = metadata_of(path)
+    names = ("ss_base_model_version", "modelspec.architecture", "modelspec.prediction_type")
+    assert tuple(metadata[name] for name in names) == SD2_METADATA[v_parameterization]
+    assert (metadata["ss_v2"], metadata["ss_steps"], metadata["modelspec.resolution"]) == ("True", "2", "96x96")
+    weights = load_file(path)
+    assert weights["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"].ndim == 2
+    for part in ("lora_te_", "lora_unet_"):
+        assert any(value.any() for name, value in weights.items() if name.startswith(part) and "lora_up" in name), part
+
+
+def test_wrong_v2_flag_is_said_and_the_model_is_trained_as_what_it_is(tiny_file, pictures, tmp_path, capsys):
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", v2=True, max_train_epochs=None, max_train_steps=1))
+    assert capsys.readouterr().err.count("--v2 is given") == 1
+    assert metadata_of(tmp_path / "out" / "lora.safetensors")["ss_v2"] == "False"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_weighted_captions_train_something_else_than_their_text(frozen, tiny_folder, pictures, tmp_path):
+    for path in (pictures / "2_cat").glob("*.txt"):
+        path.write_text("a (cat:1.4), [number]", encoding="utf-8")
+    common = dict(max_train_epochs=None, max_train_steps=2, network_train_unet_only=frozen)
+    for name, weighted in (("text", False), ("weighted", True)):
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / name, weighted_captions=weighted, **common))
+    files = [tmp_path / name / "lora.safetensors" for name in ("text", "weighted")]
+    assert not weights_equal(*files)
+
+
 def test_no_metadata_leaves_the_few_fields_that_loaders_need(tiny_file, pictures, tmp_path):
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", no_metadata=True))
     names = {name for name in metadata_of(tmp_path / "out" / "lora.safetensors") if name.startswith("ss_")}

@@ -1,6 +1,7 @@
-"""A real SD 1.x model at toy size (random weights), its files, and pictures to train it with."""
+"""Real SD 1.x and 2.x models at toy size (random weights), their files, and pictures to train it with."""
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,18 +17,47 @@ from library.families.checkpoints import ldm_state_dict
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-@cache
-def models() -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
+@dataclass(frozen=True)
+class Toy:
+    """What differs between the toy models: widths of the U-Net, its attention, and the text encoder."""
+
+    widths: tuple[int, int]
+    num_heads: int | tuple[int, ...]
+    use_linear_projection: bool
+    hidden_size: int
+    hidden_act: str
+    pad_token_id: int
+
+
+TOYS = {  # by kind of checkpoint
+    "sd1": Toy((32, 64), 8, False, 32, "quick_gelu", 49407),
+    "sd2": Toy((64, 128), (1, 2), True, 64, "gelu", 0),
+}
+
+
+def models(kind: str = "sd1") -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
     """U-Net, VAE and text encoder whose configuration can be read off their shapes, as that of real ones can."""
+    return _built(kind)
+
+
+def forget_models() -> None:
+    """Have them made again, after something was built into them."""
+    _built.cache_clear()
+
+
+@cache
+def _built(kind: str) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
+    toy = TOYS[kind]
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=64,
-        block_out_channels=(32, 64),
+        block_out_channels=toy.widths,
         layers_per_block=2,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
+        cross_attention_dim=toy.hidden_size,
+        attention_head_dim=toy.num_heads,
+        use_linear_projection=toy.use_linear_projection,
     )
     vae = AutoencoderKL(
         block_out_channels=(32, 32, 32, 32),
@@ -40,33 +70,39 @@ def models() -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,
-            hidden_size=32,
+            hidden_size=toy.hidden_size,
             intermediate_size=64,
             num_hidden_layers=3,
             num_attention_heads=1,
             max_position_embeddings=77,
-            projection_dim=32,
+            hidden_act=toy.hidden_act,
+            projection_dim=toy.hidden_size,
             bos_token_id=49406,
             eos_token_id=49407,
-            pad_token_id=49407,
+            pad_token_id=toy.pad_token_id,
         )
     )
     return unet.eval(), vae.eval(), text_encoder.eval()
 
 
-def write_folder(folder: Path) -> Path:
-    unet, vae, text_encoder = models()
+def write_folder(folder: Path, kind: str = "sd1", prediction_type: str | None = None) -> Path:
+    """A diffusers folder, with a scheduler where the prediction type is given."""
+    unet, vae, text_encoder = models(kind)
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
     text_encoder.save_pretrained(folder / "text_encoder")
     index = {"_class_name": "StableDiffusionPipeline"}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    if prediction_type:
+        (folder / "scheduler").mkdir()
+        text = json.dumps(SCHEDULE | {"prediction_type": prediction_type})
+        (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
     return folder
 
 
-def write_file(path: Path, dtype: torch.dtype = torch.float32, with_vae: bool = True) -> Path:
+def write_file(path: Path, dtype: torch.dtype = torch.float32, with_vae: bool = True, kind: str = "sd1") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.to(dtype).contiguous() for name, value in ldm_state_dict(*models()).items()}
+    weights = {name: value.to(dtype).contiguous() for name, value in ldm_state_dict(*models(kind), kind).items()}
     if not with_vae:
         weights = {name: value for name, value in weights.items() if not name.startswith("first_stage_model.")}
     if path.suffix == ".safetensors":

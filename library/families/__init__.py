@@ -15,7 +15,7 @@ class FamilyRow:
     kinds: tuple[str, ...]  # keys of library.families.detect.KINDS
 
 
-FAMILIES = {"sd": FamilyRow("library.families.sd:Sd", ("sd1",))}
+FAMILIES = {"sd": FamilyRow("library.families.sd:Sd", ("sd1", "sd2"))}
 
 
 def family_of_kind(checkpoint: CheckpointInfo) -> str:

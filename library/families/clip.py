@@ -1,4 +1,4 @@
-"""CLIP text conditioning: the tokenizer, captions longer than 75 tokens, clip_skip."""
+"""CLIP text conditioning: the tokenizer, captions longer than 75 tokens, weights in captions, clip_skip."""
 
 from functools import cache
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from library.families.prompt_weights import parse_weights
 
 MERGES_PATH = Path(__file__).parent / "assets" / "clip" / "merges.txt"
 CHUNK = 75  # tokens of content in one pass of the encoder; BOS and EOS make 77
@@ -40,7 +42,29 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str], num_chunks: int = 1)
     """Token ids [B, num_chunks, 77]: each chunk is BOS, 75 tokens of the caption, and an end token."""
     length = num_chunks * CHUNK + 2
     encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=length)
-    ids = torch.tensor(encoded.input_ids)  # [B, length]
+    return in_chunks(tokenizer, torch.tensor(encoded.input_ids), num_chunks)
+
+
+def tokenize_weighted(tokenizer: CLIPTokenizer, captions: list[str], num_chunks: int = 1) -> tuple[Tensor, Tensor]:
+    """Token ids [B, num_chunks, 77] of captions with weights, and the weight of each hidden state [B, L, 1]."""
+    space = num_chunks * CHUNK
+    ids, weights = [], []
+    for caption in captions:
+        tokens = weighted_tokens(tokenizer, caption)[:space]
+        padding = [tokenizer.pad_token_id] * (space - len(tokens))
+        ids.append([tokenizer.bos_token_id, *(token for token, _ in tokens), tokenizer.eos_token_id, *padding])
+        weights.append([1.0, *(weight for _, weight in tokens), 1.0, *(1.0 for _ in padding)])
+    return in_chunks(tokenizer, torch.tensor(ids), num_chunks), torch.tensor(weights).unsqueeze(-1)
+
+
+def weighted_tokens(tokenizer: CLIPTokenizer, caption: str) -> list[tuple[int, float]]:
+    """Tokens of a caption's pieces with the pieces' weights, without BOS and EOS."""
+    pieces = parse_weights(caption)
+    return [(token, weight) for text, weight in pieces for token in tokenizer(text).input_ids[1:-1]]
+
+
+def in_chunks(tokenizer: CLIPTokenizer, ids: Tensor, num_chunks: int) -> Tensor:
+    """Ids [B, 75 n + 2] of one BOS, content and end as chunks [B, n, 77] that have each their own."""
     chunks = ids[:, 1:-1].unflatten(1, (num_chunks, CHUNK))
     first, last = ids[:, :1].unsqueeze(1), ids[:, -1:].unsqueeze(1)
     ends = [part.expand(-1, num_chunks, -1) for part in (first, last)]
@@ -59,11 +83,6 @@ def _with_own_ends(chunks: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
     return chunks
 
 
-def count_tokens(tokenizer: CLIPTokenizer, caption: str) -> int:
-    """Tokens of a caption without BOS and EOS."""
-    return len(tokenizer(caption).input_ids) - 2
-
-
 def encode(text_encoder: CLIPTextModel, ids: Tensor, clip_skip: int | None) -> Tensor:
     """Hidden states [B, 75 n + 2, D] of token ids [B, n, 77].
 
@@ -77,3 +96,11 @@ def encode(text_encoder: CLIPTextModel, ids: Tensor, clip_skip: int | None) -> T
         hidden = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(output.hidden_states[-clip_skip])
     hidden = hidden.unflatten(0, (batch_size, num_chunks))  # [B, n, 77, D]
     return torch.cat([hidden[:, 0, :1], hidden[:, :, 1:-1].flatten(1, 2), hidden[:, -1, -1:]], dim=1)
+
+
+def weighed_keeping_mean(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states [B, L, D] times weights [B, L, 1], scaled so that the mean of each sample stays what it was."""
+    weighed = hidden * weights
+    wanted, mean = (states.float().mean(dim=(1, 2), keepdim=True) for states in (hidden, weighed))  # [B, 1, 1]
+    has_weights = (weights != 1).any(dim=1, keepdim=True)
+    return weighed * torch.where(has_weights, wanted / mean, 1.0).to(hidden.dtype)

@@ -30,6 +30,7 @@ KINDS = {
     "sd1": "Stable Diffusion 1.x model",
     "sd1_inpainting": "Stable Diffusion 1.x inpainting model",
     "sd2": "Stable Diffusion 2.x model",
+    "sd2_inpainting": "Stable Diffusion 2.x inpainting, depth or upscaling model",
     "sdxl": "Stable Diffusion XL base model",
     "sdxl_refiner": "Stable Diffusion XL refiner",
     "sd3": "Stable Diffusion 3 model",
@@ -48,6 +49,8 @@ PIPELINE_KINDS = {
     "StableDiffusionPipeline": "sd1",
     "StableDiffusionImg2ImgPipeline": "sd1",
     "StableDiffusionInpaintPipeline": "sd1_inpainting",
+    "StableDiffusionDepth2ImgPipeline": "sd2_inpainting",
+    "StableDiffusionUpscalePipeline": "sd2_inpainting",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl_refiner",
     "StableDiffusion3Pipeline": "sd3",
@@ -109,14 +112,16 @@ def _kind_of_folder(path: Path, flag: str) -> str:
         raise UserError(f"{flag}: the folder {path} is not a diffusers model: it has no model_index.json")
     index = _read_json(index_path, flag)
     kind = PIPELINE_KINDS.get(index.get("_class_name", ""), "unknown")
-    unet_config = path / "unet" / "config.json"
-    if kind == "sd1" and unet_config.is_file():
-        config = _read_json(unet_config, flag)
-        if config.get("in_channels", 4) != 4:
-            return "sd1_inpainting"
-        if config.get("cross_attention_dim") == 1024:
-            return "sd2"
-    return kind
+    if kind not in ("sd1", "sd1_inpainting"):
+        return kind
+    unet, text_encoder = (_read_json_if_there(path / part / "config.json", flag) for part in ("unet", "text_encoder"))
+    has_open_clip = unet.get("cross_attention_dim") == 1024 or text_encoder.get("hidden_act") == "gelu"
+    takes_more = kind == "sd1_inpainting" or unet.get("in_channels", 4) != 4
+    return ("sd2" if has_open_clip else "sd1") + ("_inpainting" if takes_more else "")
+
+
+def _read_json_if_there(path: Path, flag: str) -> dict:
+    return _read_json(path, flag) if path.is_file() else {}
 
 
 def _read_json(path: Path, flag: str) -> dict:
@@ -199,8 +204,9 @@ def _kind_of_ldm_unet(shapes: dict[str, tuple[int, ...] | None], has) -> str:
         return "sdxl"
     if has("conditioner.embedders.0."):
         return "sdxl_refiner"
+    takes_more = first_convolution and first_convolution[1:2] != (4,)
     if has("cond_stage_model.model."):
-        return "sd2"
+        return "sd2_inpainting" if takes_more else "sd2"
     if not has("cond_stage_model.transformer."):
         return "unet_only"
-    return "sd1_inpainting" if first_convolution and first_convolution[1:2] != (4,) else "sd1"
+    return "sd1_inpainting" if takes_more else "sd1"

@@ -1,25 +1,21 @@
-"""Stable Diffusion 1.x: what the model is made of, and how training asks it."""
+"""Stable Diffusion 1.x and 2.x: what the model is made of, and how training asks it."""
 
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
-from transformers.utils import logging as transformers_logging
 
-from library.errors import UserError
-from library.families import checkpoints, clip
+from library.families import clip
 from library.families.base import AdapterTarget, Batch, Conds
 from library.families.blocks import BlockLayout
+from library.families.checkpoints import load_models
 from library.families.detect import inspect_checkpoint
 from library.options.groups import ModelOptions
-
-logger = logging.getLogger(__name__)
 
 LATENT_SCALE = 0.18215  # arXiv:2112.10752, appendix G
 MAX_REMEMBERED_CAPTIONS = 512  # conditioning of a frozen text encoder kept on the device, 0.24 MB each in fp32
@@ -30,11 +26,34 @@ UNET_CONV_CLASSES = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 BLOCKS = BlockLayout(num_down=12, num_mid=1, num_up=12)
 
 
+@dataclass(frozen=True)
+class SdVersion:
+    """What differs between SD 1.x and 2.x once they are loaded: the tokenizer, and what metadata says."""
+
+    is_v2: bool
+    pad_token: str
+    base_model: str  # ss_base_model_version, with _v behind it where the model predicts velocity
+    epsilon: tuple[str, str]  # modelspec.architecture and usual resolution of a model that predicts noise
+    v: tuple[str, str]  # and of one that predicts velocity
+
+
+V1 = "stable-diffusion-v1", "512x512"
+VERSIONS = {  # by kind of checkpoint
+    "sd1": SdVersion(False, "<|endoftext|>", "sd_v1", epsilon=V1, v=V1),
+    "sd2": SdVersion(
+        True,
+        "!",
+        "sd_v2",
+        epsilon=("stable-diffusion-v2-512", "512x512"),
+        v=("stable-diffusion-v2-768-v", "768x768"),
+    ),
+}
+
+
 class Sd:
-    """U-Net, VAE, CLIP text encoder and tokenizer of an SD 1.x checkpoint."""
+    """U-Net, VAE, CLIP text encoder and tokenizer of an SD 1.x or 2.x checkpoint."""
 
     name = "sd"
-    kinds = ("sd1",)
     latent_scale = LATENT_SCALE
 
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype):
@@ -43,8 +62,10 @@ class Sd:
         self.dtype = dtype
         self.v_prediction = options.v_parameterization
         self.vae_dtype = torch.float32 if options.no_half_vae else dtype
-        self.tokenizer = clip.build_tokenizer()
-        self.text_encoder, self.vae, self.unet = load_models(options, dtype, self.vae_dtype)
+        checkpoint = inspect_checkpoint(options.pretrained_model_name_or_path)
+        self.version = VERSIONS[checkpoint.kind]
+        self.tokenizer = clip.build_tokenizer(self.version.pad_token)
+        self.text_encoder, self.vae, self.unet = load_models(checkpoint, options.vae, dtype, self.vae_dtype)
         for model in (self.text_encoder, self.vae, self.unet):
             model.requires_grad_(False).eval()
         self.unet.to(device)
@@ -58,7 +79,7 @@ class Sd:
         return (self.options.max_token_length or clip.CHUNK) // clip.CHUNK
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass; needs train mode, which changes nothing else in SD 1.x."""
+        """Recompute activations in the backward pass; needs train mode, which changes nothing else in SD."""
         self.unet.enable_gradient_checkpointing()
         self.unet.train()
         if self.trains_text_encoder:
@@ -84,10 +105,16 @@ class Sd:
             return {"hidden": self.encode_text(batch.captions)}
         return {"hidden": torch.stack([self._remembered_text(caption) for caption in batch.captions])}
 
-    def encode_text(self, captions: list[str], num_chunks: int | None = None) -> Tensor:
-        """Hidden states [B, L, D] of captions, L = 75 num_chunks + 2."""
-        ids = clip.tokenize(self.tokenizer, captions, num_chunks or self.num_chunks).to(self.device)
-        return clip.encode(self.text_encoder, ids, self.options.clip_skip)
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Hidden states [B, L, D] of captions, L = 75 num_chunks + 2; with --weighted_captions times their weights."""
+        if self.options.weighted_captions:
+            ids, weights = clip.tokenize_weighted(self.tokenizer, captions, self.num_chunks)
+            hidden = self._hidden_states(ids)
+            return hidden * weights.to(hidden)
+        return self._hidden_states(clip.tokenize(self.tokenizer, captions, self.num_chunks))
+
+    def _hidden_states(self, ids: Tensor) -> Tensor:
+        return clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
 
     def _remembered_text(self, caption: str) -> Tensor:
         if caption not in self._remembered:
@@ -104,10 +131,16 @@ class Sd:
         return sd_adapter_targets(self.text_encoder, self.unet, conv)
 
     def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
-        """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3."""
-        num_tokens = max(clip.count_tokens(self.tokenizer, text) for text in (prompt, negative_prompt))
+        """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3.
+
+        Weights in prompts always count here, and the mean of the hidden states stays what it was, as in WebUIs.
+        """
+        prompts = [prompt, negative_prompt]
+        num_tokens = max(len(clip.weighted_tokens(self.tokenizer, text)) for text in prompts)
         num_chunks = min(3, max(1, -(-num_tokens // clip.CHUNK)))
-        return {"hidden": self.encode_text([prompt, negative_prompt], num_chunks)}
+        ids, weights = clip.tokenize_weighted(self.tokenizer, prompts, num_chunks)
+        hidden = self._hidden_states(ids)
+        return {"hidden": clip.weighed_keeping_mean(hidden, weights.to(hidden))}
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] around [-1, 1] of scaled latents [B, 4, h, w]."""
@@ -115,50 +148,16 @@ class Sd:
         return self.vae.decode((latents / self.latent_scale).to(self.vae_dtype)).sample
 
     def metadata(self) -> dict[str, str]:
+        version = self.version
+        architecture, resolution = version.v if self.v_prediction else version.epsilon
         return {
-            "ss_base_model_version": "sd_v1_v" if self.v_prediction else "sd_v1",
-            "modelspec.architecture": "stable-diffusion-v1",
+            "ss_v2": str(version.is_v2),
+            "ss_base_model_version": version.base_model + ("_v" if self.v_prediction else ""),
+            "modelspec.architecture": architecture,
             "modelspec.implementation": "diffusers",
             "modelspec.prediction_type": "v" if self.v_prediction else "epsilon",
+            "modelspec.resolution": resolution,
         }
-
-
-def load_models(
-    options: ModelOptions, dtype: torch.dtype, vae_dtype: torch.dtype
-) -> tuple[CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
-    """Text encoder, VAE and U-Net from a single file or a diffusers folder, the VAE from `--vae` where given."""
-    info = inspect_checkpoint(options.pretrained_model_name_or_path)
-    if info.is_folder:
-        text_encoder = load_part(CLIPTextModel, info.path / "text_encoder", dtype)
-        unet = load_part(UNet2DConditionModel, info.path / "unet", dtype)
-        vae = None if options.vae else load_part(AutoencoderKL, info.path / "vae", vae_dtype)
-    else:
-        weights = checkpoints.open_checkpoint(info.path)
-        text_encoder = checkpoints.load_text_encoder(weights, dtype)
-        unet = checkpoints.load_unet(weights, dtype)
-        vae = None if options.vae else checkpoints.load_vae(weights, vae_dtype)
-    return text_encoder, vae or load_separate_vae(Path(options.vae), vae_dtype), unet
-
-
-def load_separate_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
-    """A VAE from its own file, from a whole checkpoint, or from a diffusers folder (of a VAE or of a model)."""
-    if not path.is_dir():
-        return checkpoints.load_vae(checkpoints.open_checkpoint(path), dtype)
-    folder = path if (path / "config.json").is_file() else path / "vae"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
-    return load_part(AutoencoderKL, folder, dtype)
-
-
-def load_part(model_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """A component of a diffusers folder, from its fp16 variant where the folder has only that one."""
-    if not folder.is_dir():
-        raise UserError(f"the model folder {folder.parent} has no {folder.name}")
-    names = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
-    variants = [name for name in names if ".fp16." in name]
-    variant = "fp16" if variants and len(variants) == len(names) else None
-    transformers_logging.disable_progress_bar()
-    return model_class.from_pretrained(folder, torch_dtype=dtype, variant=variant, local_files_only=True)
 
 
 def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, conv: bool) -> Iterator[AdapterTarget]:

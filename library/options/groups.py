@@ -60,7 +60,9 @@ class ModelOptions(OptionGroup):
     tokenizer_cache_dir: str | None = option(None, "folder that keeps tokenizer files", flag_type="path")
     clip_skip: int | None = option(None, "take the text encoder's layer N from the end; 1 is the last")
     max_token_length: int | None = option(None, "longest caption in tokens; 75 when not given", choices=(150, 225))
-    weighted_captions: bool = option(False, "read (word:1.3) and [word] in captions as weights")
+    weighted_captions: bool = option(
+        False, "read (word:1.3) and [word] in captions as weights; commas inside brackets do not survive shuffling"
+    )
     no_half_vae: bool = option(False, "keep the VAE in float32 with mixed precision")
     lowram: bool = option(False, "load the models straight into the memory of the GPU")
     highvram: bool = option(False, "spare no GPU memory: skip the freeing of caches between steps")

@@ -23,7 +23,6 @@ NOT_HONOURED: dict[str, str] = {
     "validate_every_n_steps": _NO_VALIDATION,
     "validate_every_n_epochs": _NO_VALIDATION,
     "max_validation_steps": _NO_VALIDATION,
-    "weighted_captions": "brackets and weights would be trained as text",
     "torch_compile": "the model runs without compilation",
     "dynamo_backend": "the model runs without compilation",
     "mem_eff_attn": "PyTorch's own attention is used",
@@ -55,7 +54,6 @@ NOT_HONOURED: dict[str, str] = {
     "log_tracker_config": "the tracker keeps its own settings",
     "wandb_run_name": _NO_WANDB,
     "wandb_api_key": _NO_WANDB,
-    "v2": "Stable Diffusion 2.x models cannot be trained",
     "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
     "lowram": "models are loaded the same way with and without it",
     "highvram": "memory is used the same way with and without it",
@@ -64,7 +62,7 @@ NOT_HONOURED: dict[str, str] = {
 # of these, the ones without which something else would be trained than was asked for
 REFUSED = frozenset(
     {
-        *("in_json", "dataset_class", "validation_split", "weighted_captions", "v2", "deepspeed"),
+        *("in_json", "dataset_class", "validation_split", "deepspeed"),
         *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
 )

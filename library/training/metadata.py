@@ -20,13 +20,12 @@ from library.training.dataset_metadata import dataset_fields
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
 
-DEFAULT_RESOLUTION_WH = (512, 512)  # where a --dataset_config gives each dataset its own
 IMPLEMENTATION_VERSION = "athanor/0.1.0"
 
 # ss_ name -> option, where the two differ or the option is recorded as it was given
 RECORDED_OPTIONS = [
     "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps", "network_module",
-    "network_dim", "network_alpha", "network_dropout", "mixed_precision", "full_fp16", "v2", "clip_skip",
+    "network_dim", "network_alpha", "network_dropout", "mixed_precision", "full_fp16", "clip_skip",
     "max_token_length", "cache_latents", "lowram", "noise_offset", "multires_noise_iterations",
     "multires_noise_discount", "adaptive_noise_scale", "zero_terminal_snr", "training_comment", "max_grad_norm",
     "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "face_crop_aug_range",
@@ -81,7 +80,6 @@ class TrainingMetadata:
 
     def _modelspec(self) -> dict[str, str]:
         options = self.options
-        width, height = resolution_wh(options) if options.resolution else DEFAULT_RESOLUTION_WH
         title = options.metadata_title or options.output_name or f"LoRA@{self.started_at}"
         spec = {
             "modelspec.sai_model_spec": "1.0.1",
@@ -89,9 +87,10 @@ class TrainingMetadata:
             "modelspec.architecture": f"{self.modelspec['modelspec.architecture']}/lora",
             "modelspec.implementation_version": IMPLEMENTATION_VERSION,
             "modelspec.title": title,
-            "modelspec.resolution": f"{width}x{height}",
             "modelspec.date": datetime.now().isoformat(timespec="seconds"),
         }
+        if options.resolution is not None:
+            spec["modelspec.resolution"] = "{}x{}".format(*resolution_wh(options))
         for name in MODELSPEC_OPTIONS:
             value = getattr(options, f"metadata_{name}")
             if value is not None:

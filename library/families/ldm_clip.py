@@ -1,0 +1,61 @@
+"""OpenAI's CLIP text encoder in a single-file checkpoint of SD 1.x: its names, and its configuration by the shapes."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from library.families.checkpoint_files import fill, shape_of
+
+CLIP_PREFIX = "cond_stage_model.transformer."
+
+
+def clip_prefix(weights: Iterable[str]) -> str:
+    """`cond_stage_model.transformer.` and, in nearly every file, `text_model.` behind it."""
+    nested = f"{CLIP_PREFIX}text_model."
+    return nested if any(name.startswith(nested) for name in weights) else CLIP_PREFIX
+
+
+def clip_config(weights: Mapping[str, Tensor], prefix: str) -> CLIPTextConfig:
+    """The text encoder's configuration, read from the shapes in the file (heads of 64 features, as all CLIP have)."""
+    layers = {
+        name.split(".layers.")[1].split(".")[0] for name in weights if name.startswith(f"{prefix}encoder.layers.")
+    }
+    vocabulary, width = shape_of(weights, f"{prefix}embeddings.token_embedding.weight")
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=shape_of(weights, f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
+        num_hidden_layers=len(layers),
+        num_attention_heads=max(1, width // 64),
+        max_position_embeddings=shape_of(weights, f"{prefix}embeddings.position_embedding.weight")[0],
+        hidden_act="quick_gelu",
+        projection_dim=width,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
+
+
+def load_clip(weights: Mapping[str, Tensor], dtype: torch.dtype) -> CLIPTextModel:
+    prefix = clip_prefix(weights)
+    with torch.device("meta"):
+        text_encoder = CLIPTextModel(clip_config(weights, prefix))
+    fill(text_encoder, weights, lambda name: prefix + name.removeprefix("text_model."), dtype, "CLIP text encoder")
+    restore_position_ids(text_encoder)
+    return text_encoder
+
+
+def restore_position_ids(text_encoder: CLIPTextModel) -> None:
+    """`position_ids` is in no file: after a model was built on the meta device it has to be made again."""
+    for module in text_encoder.modules():
+        if "position_ids" in module._buffers:
+            count = module._buffers["position_ids"].shape[-1]
+            module._buffers["position_ids"] = torch.arange(count).unsqueeze(0)
+
+
+def clip_in_file(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
+    """The text encoder's weights under their names in the LDM layout."""
+    weights = text_encoder.state_dict().items()
+    return {f"{CLIP_PREFIX}text_model.{name.removeprefix('text_model.')}": value for name, value in weights}

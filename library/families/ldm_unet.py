@@ -1,0 +1,136 @@
+"""The U-Net in a single-file checkpoint: its names in the LDM layout, and its configuration read off the shapes."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from library.errors import UserError
+from library.families.checkpoint_files import fill, shape_of
+
+UNET_PREFIX = "model.diffusion_model."
+
+RESNET_NAMES = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+
+
+def unet_name_in_file(name: str, layers_per_block: int, num_attended: tuple[bool, ...] = ()) -> str:
+    """A diffusers U-Net name as the LDM layout spells it (without prefix).
+
+    `num_attended` tells for every up block whether it has attention (the upsampler's number depends on it).
+    """
+    for ours, theirs in UNET_ENDS.items():
+        if name.startswith(ours + "."):
+            return _resnet_name(theirs + name[len(ours) :])
+    block, rest = re.fullmatch(r"(?:down|up)_blocks\.(\d+)\.(.+)", name).groups()
+    block = int(block)
+    kind, index, rest = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", rest).groups()
+    if name.startswith("down"):
+        position = 1 + block * (layers_per_block + 1)
+        if kind == "downsamplers":
+            return f"input_blocks.{position + layers_per_block}.0.op.{rest.removeprefix('conv.')}"
+        stem = f"input_blocks.{position + int(index)}"
+    else:
+        position = block * (layers_per_block + 1)
+        if kind == "upsamplers":
+            return f"output_blocks.{position + layers_per_block}.{2 if num_attended[block] else 1}.{rest}"
+        stem = f"output_blocks.{position + int(index)}"
+    return _resnet_name(f"{stem}.{0 if kind == 'resnets' else 1}.{rest}")
+
+
+def _resnet_name(name: str) -> str:
+    for ours, theirs in RESNET_NAMES.items():
+        head, found, tail = name.partition(f".{ours}.")
+        if found and ".transformer_blocks." not in head:
+            return f"{head}.{theirs}.{tail}"
+    return name
+
+
+def eight_heads(widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Heads of each block's attention in SD 1.x; no shape in the file tells."""
+    return (8,) * len(widths)
+
+
+def heads_of_64(widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Heads of each block's attention in SD 2.x: 5, 10, 20, 20."""
+    return tuple(max(1, width // 64) for width in widths)
+
+
+def unet_config(weights: Mapping[str, Tensor], num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]) -> dict:
+    """The U-Net's configuration, read from the shapes in the file, with heads by the widths of its blocks."""
+    names = [name.removeprefix(UNET_PREFIX) for name in weights if name.startswith(UNET_PREFIX)]
+
+    def shape(name: str) -> tuple[int, ...]:
+        return shape_of(weights, UNET_PREFIX + name)
+
+    present = set(names)
+    downsamplers = sorted(int(n.split(".")[1]) for n in names if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", n))
+    if not downsamplers:
+        raise UserError("the checkpoint has no Stable Diffusion U-Net")
+    layers_per_block = downsamplers[0] - 1
+    num_blocks = len(downsamplers) + 1
+    widths, attended = [], []
+    for block in range(num_blocks):
+        first = 1 + block * (layers_per_block + 1)
+        widths.append(shape(f"input_blocks.{first}.0.in_layers.2.weight")[0])
+        attended.append(f"input_blocks.{first}.1.norm.weight" in present)
+    first_attention = next(n for n in names if n.endswith("attn2.to_k.weight"))
+    projection = next(n for n in names if n.endswith(".proj_in.weight"))
+    return dict(
+        sample_size=64,
+        in_channels=shape("input_blocks.0.0.weight")[1],
+        out_channels=shape("out.2.weight")[0],
+        block_out_channels=tuple(widths),
+        layers_per_block=layers_per_block,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
+        cross_attention_dim=shape(first_attention)[1],
+        attention_head_dim=num_heads(tuple(widths)),  # what diffusers calls so is the number of heads
+        use_linear_projection=len(shape(projection)) == 2,
+    )
+
+
+def unet_naming(unet: UNet2DConditionModel) -> Callable[[str], str]:
+    """How this U-Net's names are spelled in an LDM file (without prefix)."""
+    attended = tuple(kind.startswith("CrossAttn") for kind in unet.config.up_block_types)
+    layers = unet.config.layers_per_block
+    return lambda name: unet_name_in_file(name, layers, attended)
+
+
+def load_unet(
+    weights: Mapping[str, Tensor], dtype: torch.dtype, num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]
+) -> UNet2DConditionModel:
+    config = unet_config(weights, num_heads)
+    if config["in_channels"] != 4:  # seen here only of pickles, whose shapes are not known before
+        raise UserError(f"the checkpoint is an inpainting model: its U-Net has {config['in_channels']} input channels")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    naming = unet_naming(unet)
+    fill(unet, weights, lambda name: UNET_PREFIX + naming(name), dtype, "Stable Diffusion U-Net")
+    return unet
+
+
+def unet_in_file(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The U-Net's weights under their names in the LDM layout."""
+    naming = unet_naming(unet)
+    return {UNET_PREFIX + naming(name): value for name, value in unet.state_dict().items()}

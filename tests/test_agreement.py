@@ -1,0 +1,52 @@
+"""Where flags and files tell different things of the base model, one sentence says so, and nothing stops."""
+
+import pytest
+
+from library.families.agreement import folder_predicts_v, model_warnings
+from library.families.detect import CheckpointInfo, inspect_checkpoint
+from library.options.groups import ModelOptions
+from tests import tiny
+
+
+def warnings(checkpoint: CheckpointInfo, **options: object) -> list[str]:
+    return model_warnings(ModelOptions(pretrained_model_name_or_path=str(checkpoint.path), **options), checkpoint)
+
+
+@pytest.fixture(params=["sd1", "sd2"])
+def checkpoint(request, tmp_path) -> CheckpointInfo:
+    return CheckpointInfo(tmp_path / "model.safetensors", request.param, is_folder=False)
+
+
+@pytest.mark.parametrize("v_parameterization", [True, False])
+def test_flags_that_fit_the_file_give_no_warning(checkpoint, v_parameterization):
+    assert not warnings(checkpoint, v2=checkpoint.kind == "sd2", v_parameterization=v_parameterization)
+
+
+def test_v2_that_does_not_fit_is_said_once_with_what_the_model_is(checkpoint):
+    (warning,) = warnings(checkpoint, v2=checkpoint.kind == "sd1")
+    given = "--v2 is given" if checkpoint.kind == "sd1" else "--v2 is not given"
+    assert warning.startswith(given) and checkpoint.description in warning
+
+
+@pytest.mark.parametrize("v_parameterization", [True, False])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_scheduler_of_a_folder_is_compared_with_the_flag(prediction_type, v_parameterization, tmp_path):
+    folder = inspect_checkpoint(str(tiny.write_folder(tmp_path / "model", prediction_type=prediction_type)))
+    found = warnings(folder, v_parameterization=v_parameterization)
+    if v_parameterization == (prediction_type == "v_prediction"):
+        assert not found
+    else:
+        (warning,) = found
+        assert "--v_parameterization" in warning and "training follows the flag" in warning
+
+
+@pytest.mark.parametrize(("text", "answer"), [("{}", False), ("[]", None), ("{", None)])
+def test_scheduler_that_tells_nothing_is_passed_over(text, answer, tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(text)
+    assert folder_predicts_v(CheckpointInfo(tmp_path, "sd2", is_folder=True)) is answer
+
+
+def test_clip_skip_is_doubted_for_sd2_only(checkpoint):
+    found = warnings(checkpoint, v2=checkpoint.kind == "sd2", clip_skip=2)
+    assert len(found) == (checkpoint.kind == "sd2")
