@@ -1,5 +1,5 @@
 # From a fresh checkout to a trained LoRA: environment, packages, a small training run, and where its files are.
-# Arguments go to train_network.py, for example: .\quickstart.ps1 --max_train_steps 50
+# Arguments go to train_network.py, for example: .\quickstart.ps1 --max_train_epochs 5
 & (Join-Path $PSScriptRoot "tools\install.ps1")
 if ($LASTEXITCODE -ne 0) { exit $LASTEXITCODE }
 
@@ -19,16 +19,23 @@ if (Get-Command nvidia-smi -ErrorAction SilentlyContinue) { $devices = "$(& nvid
 if (-not $devices.StartsWith("GPU ")) { $launch += "--cpu" }
 
 Push-Location -LiteralPath $PSScriptRoot
+$lora = "output\quickstart\yabin.safetensors"
+$picture = "output\quickstart\before_after.png"
 try {
-    # "accelerate launch", as a module: unlike accelerate.exe this still works after the checkout was moved.
-    & ".venv\Scripts\python.exe" -m accelerate.commands.launch @launch `
-        train_network.py --config_file config_examples/quickstart.toml @args
-    $status = $LASTEXITCODE
+    if ($args.Count -eq 0 -and (Test-Path -LiteralPath $lora) -and (Test-Path -LiteralPath $picture)) {
+        Write-Host "Trained already; to train again, remove output\quickstart or give a flag such as --seed 2."
+        $status = 0
+    } else {
+        # "accelerate launch", as a module: unlike accelerate.exe this still works after the checkout was moved.
+        & ".venv\Scripts\python.exe" -m accelerate.commands.launch @launch `
+            train_network.py --config_file config_examples/quickstart.toml @args
+        $status = $LASTEXITCODE
+    }
     if ($status -eq 0) {
         Write-Host ""
         $results = [ordered]@{
-            "The LoRA" = "output\quickstart\yabin.safetensors"
-            "Pictures before and after" = "output\quickstart\before_after.png"
+            "The LoRA" = $lora
+            "Pictures before and after" = $picture
         }
         foreach ($what in $results.Keys) {
             if (Test-Path -LiteralPath $results[$what]) {

@@ -12,15 +12,21 @@ export PYTHONUTF8=1 HF_HUB_OFFLINE=1
 # So small a model gains nothing from more than four threads.
 threads=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 threads=${OMP_NUM_THREADS:-$((threads < 4 ? threads : 4))}
+lora=output/quickstart/yabin.safetensors
+picture=output/quickstart/before_after.png
 # All flags that accelerate would otherwise ask for, or warn about, where `accelerate config` was never run;
 # --quiet leaves out its own traceback below that of a failed script.
 launch=(--quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
     --num_cpu_threads_per_process "$threads")
 [[ "$(nvidia-smi -L 2>/dev/null || true)" == GPU* ]] || launch+=(--cpu)
 
-# `accelerate launch`, as a module: unlike .venv/bin/accelerate this still works after the checkout was moved.
-.venv/bin/python -m accelerate.commands.launch "${launch[@]}" \
-    train_network.py --config_file config_examples/quickstart.toml "$@"
+if [ $# -eq 0 ] && [ -f "$lora" ] && [ -f "$picture" ]; then
+    echo "Trained already; to train again, remove output/quickstart or give a flag such as --seed 2."
+else
+    # `accelerate launch`, as a module: unlike .venv/bin/accelerate this still works after the checkout was moved.
+    .venv/bin/python -m accelerate.commands.launch "${launch[@]}" \
+        train_network.py --config_file config_examples/quickstart.toml "$@"
+fi
 
 status=0
 report() {
@@ -32,6 +38,6 @@ report() {
     fi
 }
 echo
-report "The LoRA" output/quickstart/yabin.safetensors
-report "Pictures before and after" output/quickstart/before_after.png
+report "The LoRA" "$lora"
+report "Pictures before and after" "$picture"
 exit "$status"
