@@ -218,13 +218,13 @@ THINGS = {
 
 
 def draw_creature(c: Canvas, look_x: float = 0.0) -> None:
-    """The new concept: teal with orange stripes, one eye, two antennae, two feet."""
-    teal, orange = (20, 150, 150), (245, 130, 30)
+    """The new concept: blue with orange stripes, one eye, two antennae, two feet."""
+    blue, orange = COLOURS["blue"], COLOURS["orange"]
     for side in (-1, 1):
-        c.line([(side * 0.2, -0.5), (side * 0.45, -0.92)], 0.09, teal)
+        c.line([(side * 0.2, -0.5), (side * 0.45, -0.92)], 0.09, blue)
         c.ellipse(side * 0.45, -0.9, 0.13, 0.13, orange)
         c.ellipse(side * 0.32, 0.88, 0.24, 0.14, orange)
-    c.ellipse(0, 0.15, 0.7, 0.75, teal)
+    c.ellipse(0, 0.15, 0.7, 0.75, blue)
     for y in (0.3, 0.58):
         half_width = 0.7 * math.sqrt(max(0.0, 1 - ((y + 0.05 - 0.15) / 0.75) ** 2))
         c.box(-half_width, y, half_width, y + 0.13, orange)
