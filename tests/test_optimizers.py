@@ -49,7 +49,7 @@ def take_step(optimizer) -> torch.Tensor:
 @pytest.mark.parametrize("name", INSTALLED)
 def test_every_installed_optimizer_takes_a_step(name):
     optimizer, spec, written = build(name)
-    moved = take_step(optimizer)
+    moved = torch.stack([take_step(optimizer) for _ in range(8)])  # RAdam stands still in its first steps
     assert moved.isfinite().all() and moved.any()
     assert f"{type(optimizer).__module__}.{type(optimizer).__name__}" == written.partition("(")[0]
     assert spec.path.rpartition(".")[2] == type(optimizer).__name__
