@@ -23,7 +23,7 @@ def family_of_kind(checkpoint: CheckpointInfo) -> str:
     for name, row in FAMILIES.items():
         if checkpoint.kind in row.kinds:
             return name
-    trained = " and ".join(KINDS[kind] for row in FAMILIES.values() for kind in row.kinds)
+    trained = " or a ".join(KINDS[kind] for row in FAMILIES.values() for kind in row.kinds)
     raise UserError(
         f"--pretrained_model_name_or_path: {checkpoint.path} is a {checkpoint.description}; "
         f"this version trains a {trained}"
