@@ -21,7 +21,7 @@ from train_network import train
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "assets" / "demo_base"
 PICTURES = ROOT / "assets" / "demo_pictures" / "train"
-FACTOR = 1.25  # at least by this much the loss on the new pictures must fall in 36 steps
+FACTOR = 2.0  # at least by this much the loss on the new pictures must fall in 36 steps (measured: 2.9)
 CPU = torch.device("cpu")
 
 
