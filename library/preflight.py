@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from library.dataset.buckets import bucket_info, choose_buckets_of, repeats_of
+from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures
 from library.errors import UserError
@@ -35,6 +35,8 @@ class Preflight:
     checkpoint: CheckpointInfo
     family: str  # a key of library.families.FAMILIES
     scanned: ScannedDataset
+    choices: list[BucketChoice]  # of every record
+    repeats: list[int]  # how often each record is drawn in an epoch
     prompts: list[SamplePrompt]
     plan: StepPlan
 
@@ -64,7 +66,9 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
         attempt(decode_all, scanned)
     if problems:
         raise UserError(*problems)
-    return Preflight(checkpoint, family, scanned, prompts, plan_of(options, scanned))
+    choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
+    plan = plan_of(options, scanned, choices, repeats)
+    return Preflight(checkpoint, family, scanned, choices, repeats, prompts, plan)
 
 
 def decode_all(scanned: ScannedDataset) -> None:
@@ -74,10 +78,11 @@ def decode_all(scanned: ScannedDataset) -> None:
         verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
 
 
-def plan_of(options: TrainNetworkOptions, scanned: ScannedDataset) -> StepPlan:
+def plan_of(
+    options: TrainNetworkOptions, scanned: ScannedDataset, choices: list[BucketChoice], repeats: list[int]
+) -> StepPlan:
     """The step arithmetic of the dataset as it will be drawn."""
-    repeats = repeats_of(scanned)
-    sampler = sampler_of(scanned, choose_buckets_of(scanned), repeats, seed=0)
+    sampler = sampler_of(scanned, choices, repeats, seed=0)
     return step_plan(options, sum(repeats), len(sampler), num_processes())
 
 
@@ -98,7 +103,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
     for note in checked.scanned.notes:
         logger.warning(note)
-    buckets = bucket_info(choose_buckets_of(checked.scanned), repeats_of(checked.scanned))["buckets"].values()
+    buckets = bucket_info(checked.choices, checked.repeats)["buckets"].values()
     sizes = ", ".join(f"{b['resolution'][0]}x{b['resolution'][1]}: {b['count']}" for b in buckets)
     logger.info("sizes trained (with repeats): %s", sizes)
     logger.info("steps: %s", checked.plan.sentence([spec.batch_size for spec in checked.scanned.specs]))

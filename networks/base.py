@@ -63,6 +63,9 @@ class Adapter(nn.Module):
         """The same as a change of the layer's weight, in the weight's shape."""
         raise NotImplementedError
 
+    def refresh(self) -> None:
+        """Follow what was loaded from a file and is no parameter, such as alpha."""
+
     def plus_parameters(self) -> list[nn.Parameter]:
         """The parameters that LoRA+ gives a higher learning rate (arXiv:2402.12354): those on the output's side."""
         return []
@@ -190,9 +193,7 @@ class AdapterNetwork(nn.Module):
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         result = super().load_state_dict(state_dict, strict, assign)
         for adapter in self.adapters():
-            refresh = getattr(adapter, "refresh", None)
-            if refresh:
-                refresh()
+            adapter.refresh()
         return result
 
 

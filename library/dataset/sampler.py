@@ -23,8 +23,7 @@ class Draw:
 class BucketSampler:
     """Batches of draws, each from one bucket, in an order that depends on seed and epoch alone.
 
-    For a DataLoader's batch_sampler. Has no attribute batch_size, since the last batch of a bucket may be short;
-    accelerate then shards whole batches.
+    For a DataLoader's batch_sampler. The last batch of a bucket may be short.
     """
 
     def __init__(

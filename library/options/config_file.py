@@ -10,11 +10,11 @@ import toml
 
 from library.errors import UserError
 from library.files import write_text_whole
-from library.options.fields import Flag
+from library.options.fields import SECRETS, Flag
 
 KEY_LINE = re.compile(r"""\s*(?:[\w-]+\s*\.\s*)?(["']?)([\w-]+)\1\s*=""")
 BACKSLASH_IN_DOUBLE_QUOTES = re.compile(r'"[^"]*\\[^"]*"')
-NEVER_WRITTEN = ("config_file", "output_config", "wandb_api_key", "huggingface_token")
+NEVER_WRITTEN = ("config_file", "output_config", *SECRETS)
 REASONS = (  # the parser's words -> ours
     (
         r"(?:invalid literal for int|could not convert string to float).*?: (.*)",

@@ -6,6 +6,8 @@ from typing import Any
 
 from library.errors import UserError
 
+DEFAULT_NETWORK = "networks.lora"
+
 
 def resolution_wh(options: Any) -> tuple[int, int]:
     """Width and height in pixels of `--resolution`, written "512", "512,768" or "512x768"."""
@@ -30,6 +32,11 @@ def optimizer_name(options: Any) -> str:
 def is_schedule_free(name: str) -> bool:
     """Whether an optimizer of this name brings its own schedule of the learning rate."""
     return name.lower().endswith("schedulefree")
+
+
+def network_module(options: Any) -> str:
+    """The module of the network to train."""
+    return options.network_module or DEFAULT_NETWORK
 
 
 def caption_extension(options: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+SECRETS = ("wandb_api_key", "huggingface_token")  # options that are never written anywhere
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
 
 

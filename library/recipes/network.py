@@ -14,8 +14,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from library.dataset.dataset import TrainingDataset
 from library.errors import UserError
 from library.families import family_class
-from library.options.derived import caches_latents, learning_rates, network_arguments
-from library.options.fields import flags_of
+from library.options.derived import (
+    DEFAULT_NETWORK,
+    caches_latents,
+    learning_rates,
+    network_arguments,
+    network_module,
+)
+from library.options.fields import SECRETS, flags_of
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, merge_base_weights
@@ -33,13 +39,11 @@ from library.training.schedulers import build_scheduler
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NETWORK = "networks.lora"
 OUT_OF_MEMORY = (
     "the GPU ran out of memory; what needs less, the cheapest first: --cache_latents, --mixed_precision bf16 or fp16, "
     "--optimizer_type AdamW8bit, a smaller --train_batch_size, --network_train_unet_only, --gradient_checkpointing, "
     "a smaller --resolution"
 )
-SECRETS = ("wandb_api_key", "huggingface_token")
 
 
 def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
@@ -52,7 +56,7 @@ def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
 def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     plan = checked.plan
-    algorithm = importlib.import_module(options.network_module or DEFAULT_NETWORK)
+    algorithm = importlib.import_module(network_module(options))
     arguments = network_arguments(options)
     algorithm.check_arguments(arguments)
     state = first_state(options, plan)

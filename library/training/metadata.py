@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from library.dataset.dataset import TrainingDataset
-from library.options.derived import learning_rates, network_arguments, resolution_wh
+from library.options.derived import learning_rates, network_arguments, network_module, resolution_wh
 from library.options.groups import TrainNetworkOptions
 from library.training.dataset_metadata import dataset_fields
 from library.training.optimizers import OptimizerSpec
@@ -22,9 +22,9 @@ from library.training.plan import StepPlan
 
 IMPLEMENTATION_VERSION = "athanor/0.1.0"
 
-# ss_ name -> option, where the two differ or the option is recorded as it was given
+# options that are recorded as they were given, under their name with ss_ before it
 RECORDED_OPTIONS = [
-    "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps", "network_module",
+    "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps",
     "network_dim", "network_alpha", "network_dropout", "mixed_precision", "full_fp16", "clip_skip",
     "max_token_length", "cache_latents", "lowram", "noise_offset", "multires_noise_iterations",
     "multires_noise_discount", "adaptive_noise_scale", "zero_terminal_snr", "training_comment", "max_grad_norm",
@@ -118,7 +118,7 @@ def run_fields(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, object
         "ss_session_id": random.SystemRandom().randint(0, 2**32),
         "ss_text_encoder_lr": text_encoder_lr,
         "ss_unet_lr": unet_lr,
-        "ss_network_module": options.network_module or "networks.lora",
+        "ss_network_module": network_module(options),
         "ss_max_train_steps": plan.max_train_steps,
         "ss_num_epochs": plan.num_epochs,
         "ss_num_batches_per_epoch": plan.batches_per_epoch,

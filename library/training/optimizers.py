@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from library.errors import UserError
-from library.options.derived import optimizer_name, parse_key_values
+from library.options.derived import is_schedule_free, optimizer_name, parse_key_values
 from library.options.groups import OptimizerOptions
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def find_spec(name: str) -> OptimizerSpec:
         if known.lower() == name.lower():
             return spec
     path = name if "." in name else f"torch.optim.{name}"
-    return OptimizerSpec(path, package=path.split(".")[0], schedule_free=name.lower().endswith("schedulefree"))
+    return OptimizerSpec(path, package=path.split(".")[0], schedule_free=is_schedule_free(name))
 
 
 def check_optimizer(name: str) -> list[str]:
