@@ -12,6 +12,7 @@ from tqdm import tqdm
 from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures
+from library.dataset.validation import split_validation
 from library.errors import UserError
 from library.families import family_of_kind
 from library.families.agreement import model_warnings
@@ -35,6 +36,7 @@ class Preflight:
     checkpoint: CheckpointInfo
     family: str  # a key of library.families.FAMILIES
     scanned: ScannedDataset
+    validation: ScannedDataset | None  # pictures held out of training
     choices: list[BucketChoice]  # of every record
     repeats: list[int]  # how often each record is drawn in an epoch
     prompts: list[SamplePrompt]
@@ -64,11 +66,13 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
     scanned = attempt(scan_dataset, options)
     if scanned is not None:
         attempt(decode_all, scanned)
+    split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
     if problems:
         raise UserError(*problems)
+    scanned, validation = split
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
-    return Preflight(checkpoint, family, scanned, choices, repeats, prompts, plan)
+    return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan)
 
 
 def decode_all(scanned: ScannedDataset) -> None:
@@ -101,12 +105,23 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         )
     if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
-    for note in checked.scanned.notes:
+    for note in checked.scanned.notes + validation_notes(options, checked):
         logger.warning(note)
+    if checked.validation:
+        logger.info("validation: %d pictures are held out of training", len(checked.validation.records))
     buckets = bucket_info(checked.choices, checked.repeats)["buckets"].values()
     sizes = ", ".join(f"{b['resolution'][0]}x{b['resolution'][1]}: {b['count']}" for b in buckets)
     logger.info("sizes trained (with repeats): %s", sizes)
     logger.info("steps: %s", checked.plan.sentence([spec.batch_size for spec in checked.scanned.specs]))
+
+
+def validation_notes(options: TrainNetworkOptions, checked: Preflight) -> list[str]:
+    """A sentence for each option of validation that is set while no pictures are held out."""
+    if checked.validation:
+        return []
+    names = ("validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
+    given = [name for name in names if getattr(options, name) is not None]
+    return [f"--{name} has no effect without --validation_split" for name in given]
 
 
 def check_vae(path_text: str) -> None:

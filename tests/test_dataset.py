@@ -2,7 +2,6 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from library.dataset.dataset import TrainingDataset, collate
 from library.dataset.sampler import Draw
 from library.dataset.scan import scan
 from library.errors import UserError
+from library.options.groups import TrainNetworkOptions
 
 
 @pytest.fixture
@@ -33,14 +33,12 @@ def build(folders, reg=False, enable_bucket=True, batch_size=1, **subset_options
     subsets = [SubsetOptions(image_dir=folders / "2_cat", num_repeats=2, **subset_options)]
     if reg:
         subsets.append(SubsetOptions(image_dir=folders / "1_animal", is_reg=True))
-    options = SimpleNamespace(
+    options = TrainNetworkOptions(
         resolution="64",
         enable_bucket=enable_bucket,
         min_bucket_reso=32,
         max_bucket_reso=128,
         bucket_reso_steps=8,
-        bucket_no_upscale=False,
-        resize_interpolation=None,
         train_batch_size=batch_size,
         prior_loss_weight=0.25,
     )

@@ -14,7 +14,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.options", "library.network_files"),
     ("library.logs", "library.families", "library.dataset"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
-    ("library.families.sd",),
+    ("library.families.sd", "library.dataset.loader"),
     ("library.training",),
     ("library.preflight",),
     ("library.recipes",),

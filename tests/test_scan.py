@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,40 +15,14 @@ from library.dataset.scan import (
     verify_pictures,
 )
 from library.errors import UserError
+from library.options.groups import TrainNetworkOptions
 
 GOLDEN = json.loads((Path(__file__).parent / "data/bucketing_and_caption_golden.json").read_text(encoding="utf-8"))
 
 
 def options(train_data_dir, reg_data_dir=None, **changes):
-    defaults = {
-        "caption_extension": ".caption",
-        "caption_extention": None,
-        "shuffle_caption": False,
-        "caption_separator": ",",
-        "keep_tokens": 0,
-        "keep_tokens_separator": "",
-        "secondary_separator": None,
-        "enable_wildcard": False,
-        "caption_prefix": None,
-        "caption_suffix": None,
-        "token_warmup_min": 1,
-        "token_warmup_step": 0,
-        "color_aug": False,
-        "flip_aug": False,
-        "random_crop": False,
-        "alpha_mask": False,
-        "masked_loss": False,
-        "conditioning_data_dir": None,
-        "caption_dropout_rate": 0.0,
-        "caption_dropout_every_n_epochs": 0,
-        "caption_tag_dropout_rate": 0.0,
-    }
     reg = None if reg_data_dir is None else str(reg_data_dir)
-    one_dataset = {name: None for name in ("dataset_config", "resolution", "train_batch_size", "enable_bucket")}
-    one_dataset |= {name: None for name in ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")}
-    one_dataset |= {name: None for name in ("bucket_no_upscale", "resize_interpolation")}
-    folders = {"train_data_dir": str(train_data_dir), "reg_data_dir": reg}
-    return SimpleNamespace(**(defaults | one_dataset | folders | changes))
+    return TrainNetworkOptions(train_data_dir=str(train_data_dir), reg_data_dir=reg, **changes)
 
 
 def picture(path, size_wh=(48, 32), **save_options):

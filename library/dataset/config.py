@@ -46,6 +46,8 @@ class DatasetSpec:
     bucket_reso_steps: int
     bucket_no_upscale: bool
     resize_interpolation: str | None
+    validation_split: float = 0.0  # share of the pictures that is held out
+    validation_seed: int | None = None  # of the choice of these
 
     def problems(self) -> list[str]:
         """What cannot work, a sentence each, without the place where it was given."""
@@ -57,6 +59,8 @@ class DatasetSpec:
         if self.resize_interpolation not in (None, *INTERPOLATIONS):
             known = ", ".join(INTERPOLATIONS)
             problems.append(f"resize_interpolation must be one of {known}, got {self.resize_interpolation!r}")
+        if not 0 <= self.validation_split <= 1:
+            problems.append(f"validation_split must be a share from 0 to 1, got {self.validation_split}")
         return problems
 
 
@@ -85,6 +89,7 @@ class SubsetOptions:
     random_crop: bool = False
     alpha_mask: bool = False  # weigh the loss by the picture's transparency
     conditioning_data_dir: Path | None = None  # masks of the same names, whose red channel weighs the loss
+    diff_output_preservation: bool = False  # the target is what the model without the network predicts
     caption_dropout_rate: float = 0.0
     caption_dropout_every_n_epochs: int = 0
     caption_tag_dropout_rate: float = 0.0
@@ -101,6 +106,8 @@ def spec_from_flags(options: Any) -> DatasetSpec:
         bucket_reso_steps=options.bucket_reso_steps,
         bucket_no_upscale=options.bucket_no_upscale,
         resize_interpolation=options.resize_interpolation,
+        validation_split=options.validation_split,
+        validation_seed=options.validation_seed,
     )
 
 

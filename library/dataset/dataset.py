@@ -33,6 +33,7 @@ class Example:
     original_size_hw: tuple[int, int]  # pixels
     crop_top_left: tuple[int, int]  # pixels
     target_size_hw: tuple[int, int]  # pixels
+    preserves_output: bool = False  # whether the model without the network gives the target
 
 
 class TrainingDataset(torch.utils.data.Dataset[Example]):
@@ -74,6 +75,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             original_size_hw=(height, width),
             crop_top_left=(int(top), int(choice.bucket_wh[0] - right if flipped else left)),
             target_size_hw=(choice.bucket_wh[1], choice.bucket_wh[0]),
+            preserves_output=subset.diff_output_preservation,
         )
 
     @property
@@ -161,6 +163,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         original_sizes_hw=torch.tensor([example.original_size_hw for example in examples]),
         crop_top_lefts=torch.tensor([example.crop_top_left for example in examples]),
         target_sizes_hw=torch.tensor([example.target_size_hw for example in examples]),
+        preserved_rows=[row for row, example in enumerate(examples) if example.preserves_output],
     )
 
 

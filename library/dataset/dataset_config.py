@@ -69,8 +69,9 @@ KEYS: dict[str, Key] = {
     "metadata_file": Key(TEXT, "s"),
     "conditioning_data_dir": Key(TEXT, "s"),
 }
-NOT_YET = (*("validation_split", "face_crop_aug_range", "custom_attributes", "metadata_file"),)
-WITHOUT_EFFECT = ("network_multiplier", "validation_seed", "cache_info")
+ATTRIBUTES = ("diff_output_preservation",)  # keys of custom_attributes that mean something
+NOT_YET = ("face_crop_aug_range", "metadata_file")
+WITHOUT_EFFECT = ("network_multiplier", "cache_info")
 FLAG_OF_KEY = {"batch_size": "train_batch_size"}
 LEVEL_NAMES = {"g": "[general]", "d": "[[datasets]]", "s": "[[datasets.subsets]]"}
 
@@ -109,8 +110,10 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
     for flag in ("train_data_dir", "reg_data_dir", "in_json"):
         if getattr(options, flag):
             notes.append(f"--{flag} has no effect beside --dataset_config")
-    used = {key for _, table, _ in _tables(document) for key in table}
-    notes += [f"{path}: {key} has no effect" for key in WITHOUT_EFFECT if key in used]
+    tables = [table for _, table, _ in _tables(document)]
+    notes += [f"{path}: {key} has no effect" for key in WITHOUT_EFFECT if any(key in table for table in tables)]
+    attributes = {name for table in tables for name in table.get("custom_attributes", {})}
+    notes += [f"{path}: custom_attributes: {name} has no effect" for name in sorted(attributes - set(ATTRIBUTES))]
     return specs, subsets, notes
 
 
@@ -178,6 +181,12 @@ def _check_table(name: str, table: Table, level: str) -> list[str]:
             problems.append(f"{name}: {key} must be {known.kind}, got {value!r}")
         elif key in NOT_YET and value:
             problems.append(f"{name}: {key} is not supported yet")
+        elif key == "custom_attributes":
+            problems += [
+                f"{name}.{key}: {attribute} must be {BOOL}, got {value[attribute]!r}"
+                for attribute in ATTRIBUTES
+                if not isinstance(value.get(attribute, False), bool)
+            ]
     return problems
 
 
@@ -220,6 +229,8 @@ def _spec(place: Place, options: Any) -> DatasetSpec:
         },
         bucket_no_upscale=place.value("bucket_no_upscale", options),
         resize_interpolation=place.value("resize_interpolation", options),
+        validation_split=place.value("validation_split", options),
+        validation_seed=place.value("validation_seed", options),
     )
 
 
@@ -240,6 +251,7 @@ def _subset(place: Place, options: Any, dataset: int) -> SubsetOptions:
         conditioning_data_dir=Path(own["conditioning_data_dir"]) if own.get("conditioning_data_dir") else None,
         caption_extension=extension if extension.startswith(".") else f".{extension}",
         dataset=dataset,
+        **{name: place.value("custom_attributes", None, {}).get(name, False) for name in ATTRIBUTES},
         **{name: place.value(name, options) for name in SUBSET_FLAGS},
     )
 

@@ -39,6 +39,7 @@ class ScannedDataset:
     records: list[ImageRecord]
     notes: list[str]
     specs: list[DatasetSpec] = field(default_factory=list)  # one for each dataset
+    num_held_out: int = 0  # pictures kept for validation, which are not among the records
 
     def spec_of(self, record: ImageRecord) -> DatasetSpec:
         return self.specs[self.subsets[record.subset].dataset]

@@ -4,7 +4,7 @@ Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,7 @@ class Batch:
     original_sizes_hw: Tensor  # [B, 2] pixels
     crop_top_lefts: Tensor  # [B, 2] pixels
     target_sizes_hw: Tensor  # [B, 2] pixels
+    preserved_rows: list[int] = field(default_factory=list)  # whose target is the model's output without the network
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its pictures, latents, masks and weights on the device; sizes stay where they are."""
@@ -36,6 +37,18 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """In memory that a GPU copies from without waiting; a DataLoader calls this."""
         return self._with_each(Tensor.pin_memory)
+
+    def rows(self, rows: list[int]) -> "Batch":
+        """The batch of these rows alone."""
+        part = self._with_each(lambda tensor: tensor[rows])
+        return replace(
+            part,
+            captions=[self.captions[row] for row in rows],
+            preserved_rows=[position for position, row in enumerate(rows) if row in self.preserved_rows],
+            original_sizes_hw=self.original_sizes_hw[rows],
+            crop_top_lefts=self.crop_top_lefts[rows],
+            target_sizes_hw=self.target_sizes_hw[rows],
+        )
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = ("loss_weights", "images", "latents", "alpha_masks")

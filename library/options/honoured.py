@@ -7,7 +7,6 @@ from library.options.fields import flags_of
 _ONE_PROCESS = "training runs without the settings of several GPUs"
 _NO_UPLOAD = "files stay on this computer"
 _NO_WANDB = "curves are written for TensorBoard only"
-_NO_VALIDATION = "no validation loss is computed"
 _NO_DEEPSPEED = "DeepSpeed is not used"
 
 # flag -> what happens instead
@@ -18,11 +17,6 @@ NOT_HONOURED: dict[str, str] = {
     "debug_dataset": "training starts as usual",
     "cache_info": "captions and sizes are read from the pictures each time",
     "face_crop_aug_range": "pictures are cropped without regard to faces",
-    "validation_split": "all pictures would be trained, none held out",
-    "validation_seed": _NO_VALIDATION,
-    "validate_every_n_steps": _NO_VALIDATION,
-    "validate_every_n_epochs": _NO_VALIDATION,
-    "max_validation_steps": _NO_VALIDATION,
     "torch_compile": "the model runs without compilation",
     "dynamo_backend": "the model runs without compilation",
     "mem_eff_attn": "PyTorch's own attention is used",
@@ -62,7 +56,7 @@ NOT_HONOURED: dict[str, str] = {
 # of these, the ones without which something else would be trained than was asked for
 REFUSED = frozenset(
     {
-        *("in_json", "dataset_class", "validation_split", "deepspeed"),
+        *("in_json", "dataset_class", "deepspeed"),
         *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
 )

@@ -36,6 +36,7 @@ from library.training.precision import build_accelerator, choose_attention, full
 from library.training.reports import TrainedPart, parts_table
 from library.training.saving import LoopState
 from library.training.schedulers import build_scheduler
+from library.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,10 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps, plan.num_processes)
 
     dataset = TrainingDataset(checked.scanned, options, state.seed, plan.max_train_steps)
+    held_out = checked.validation and TrainingDataset(checked.validation, options, state.seed, plan.max_train_steps)
     if caches_latents(options):
-        cache_latents(dataset, family, options, accelerator.is_local_main_process)
+        for pictures in filter(None, (dataset, held_out)):
+            cache_latents(pictures, family, options, accelerator.is_local_main_process)
         family.release_vae()
 
     network, optimizer, scheduler = accelerator.prepare(network, optimizer, scheduler)
@@ -99,8 +102,9 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     start_trackers(accelerator, options)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
+    validation = Validation(held_out, options, accelerator) if held_out else None
     with logging_redirect_tqdm():
-        state = run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, state)
+        state = run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, state, validation)
     path = recipe.finish(state)
     accelerator.end_training()
     return path

@@ -25,7 +25,7 @@ def dataset_fields(dataset: TrainingDataset, options: TrainNetworkOptions, plan:
         "ss_seed": dataset.seed,  # also where the user gave none, so that the run can be repeated
         "ss_num_train_images": dataset.num_train_images,
         "ss_num_reg_images": dataset.num_reg_images,
-        "ss_num_validation_images": 0,
+        "ss_num_validation_images": dataset.scanned.num_held_out,
         "ss_tag_frequency": json.dumps(tag_frequency(dataset.scanned)),
         "ss_dataset_dirs": json.dumps(dataset_dirs(dataset.scanned)),
     }

@@ -4,6 +4,8 @@ Shapes: B batch, C latent channels, h w latent cells, T timesteps. SNR_t = abar_
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -152,8 +154,17 @@ def resized_masks(masks: Tensor, loss: Tensor) -> Tensor:
     return F.interpolate(masks.to(loss.dtype).unsqueeze(1), size=loss.shape[-2:], mode="area")
 
 
-def denoising_loss(family: ModelFamily, objective: Ddpm, batch: Batch, timesteps: Tensor | None = None) -> Tensor:
-    """The weighted loss of each sample, [B]; the caller takes the mean."""
+def denoising_loss(
+    family: ModelFamily,
+    objective: Ddpm,
+    batch: Batch,
+    timesteps: Tensor | None = None,
+    network_off: Callable[[], AbstractContextManager] = nullcontext,
+) -> Tensor:
+    """The weighted loss of each sample, [B]; the caller takes the mean.
+
+    `network_off` switches the network off while rows are predicted whose output is to be preserved.
+    """
     options = objective.options
     latents = family.latents(batch)
     conds = family.conds(batch)
@@ -163,6 +174,11 @@ def denoising_loss(family: ModelFamily, objective: Ddpm, batch: Batch, timesteps
     noisy = objective.add_noise(latents, perturbed_noise(noise, options), timesteps)
     prediction = family.predict(noisy, timesteps, conds, batch)
     target = objective.target(latents, noise, timesteps)
+    if rows := batch.preserved_rows:
+        with torch.no_grad(), network_off():
+            conds = {name: value[rows] for name, value in conds.items()}
+            preserved = family.predict(noisy[rows], timesteps[rows], conds, batch.rows(rows))
+        target = target.index_copy(0, torch.tensor(rows, device=target.device), preserved.to(target.dtype))
     huber_c = objective.huber_c(timesteps) if options.loss_type in ("huber", "smooth_l1") else None
     loss = elementwise_loss(prediction.float(), target.float(), huber_c, options.loss_type)  # [B, C, h, w]
     if batch.alpha_masks is not None:

@@ -1,25 +1,22 @@
 """The training loop: batches, accumulation, clipping, and when to save, sample and log."""
 
 import logging
-import os
-from collections.abc import Iterator
 from typing import Protocol
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from library.dataset.dataset import TrainingDataset, collate
-from library.dataset.sampler import BucketSampler, Draw
-from library.errors import UserError
+from library.dataset.dataset import TrainingDataset
+from library.dataset.loader import ShardedBatches, batches_of, build_loader
+from library.dataset.sampler import BucketSampler
 from library.families.base import Batch
 from library.options.groups import TrainNetworkOptions
 from library.training.plan import StepPlan
 from library.training.saving import LoopState
+from library.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +26,8 @@ class Recipe(Protocol):
 
     def loss(self, batch: Batch) -> Tensor: ...  # scalar
 
+    def validation_losses(self, batch: Batch, timesteps: list[int]) -> Tensor: ...  # [T, B]
+
     def parameters(self) -> list[nn.Parameter]: ...
 
     def learning_rates(self) -> dict[str, float]: ...  # for the log, by group
@@ -37,28 +36,13 @@ class Recipe(Protocol):
 
     def training_mode(self) -> None: ...
 
+    def resting_mode(self) -> None: ...  # as the network is saved, sampled and validated
+
     def weights_updated(self) -> None: ...  # what follows an optimizer step at once, before anything is logged or saved
 
     def step_finished(self, state: LoopState) -> None: ...  # saves and samples that are due
 
     def epoch_finished(self, state: LoopState) -> None: ...
-
-
-class ShardedBatches:
-    """The batches of a sampler that fall to this process; every process gets equally many."""
-
-    def __init__(self, sampler: BucketSampler, num_processes: int, rank: int):
-        self.sampler, self.num_processes, self.rank = sampler, num_processes, rank
-        self.start = 0  # batches of this process to leave out of the epoch; a DataLoader may iterate twice
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.num_processes)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        batches = list(self.sampler)
-        padding = len(self) * self.num_processes - len(batches)
-        mine = (batches + batches[:padding])[self.rank :: self.num_processes]
-        return iter(mine[self.start :])
 
 
 class LossRecorder:
@@ -89,26 +73,6 @@ class LossRecorder:
         return sum(self.losses) / len(self.losses) if self.losses else None
 
 
-def build_loader(
-    dataset: TrainingDataset, batches: ShardedBatches, options: TrainNetworkOptions, device: torch.device
-) -> DataLoader:
-    """Workers only prefetch: what they give depends on the draws alone, so their number changes no result.
-
-    With cached latents there is nothing to wait for, and starting workers (on Windows each imports torch) costs more.
-    """
-    cached = dataset.latents or dataset.latents_paths
-    num_workers = 0 if cached else min(options.max_data_loader_n_workers, os.cpu_count() or 1)
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=num_workers,
-        persistent_workers=options.persistent_data_loader_workers and num_workers > 0,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from training's
-    )
-
-
 def run(
     recipe: Recipe,
     dataset: TrainingDataset,
@@ -119,6 +83,7 @@ def run(
     options: TrainNetworkOptions,
     plan: StepPlan,
     state: LoopState,
+    validation: Validation | None = None,
 ) -> LoopState:
     """Train from `state` to the end of the plan; returns where it ended."""
     batches = ShardedBatches(sampler, accelerator.num_processes, accelerator.process_index)
@@ -148,23 +113,19 @@ def run(
             bar.update()
             log_step(recipe, losses, bar, accelerator, state)
             recipe.step_finished(state)
+            if validation and validation.due_at_step(state.step):
+                validate(recipe, validation, losses, accelerator, "step", state.step)
             if state.step >= plan.max_train_steps:
                 break
         losses.settle()
         accelerator.log({"loss/epoch_average": losses.average or 0.0}, step=state.epoch)
+        if validation and validation.due_at_epoch(state.epoch):
+            validate(recipe, validation, losses, accelerator, "epoch", state.epoch)
         recipe.epoch_finished(state)
         state.epoch, state.batch = state.epoch + 1, 0
     bar.close()
     state.epoch -= 1
     return state
-
-
-def batches_of(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; a mistake found in a worker keeps its own sentence."""
-    try:
-        yield from loader
-    except UserError as error:
-        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from error
 
 
 def update(
@@ -195,3 +156,14 @@ def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accel
         accelerator.log(values | rates | recipe.metrics(), step=state.step)
     if losses.average is not None:
         bar.set_postfix(avr_loss=f"{losses.average:.4f}", refresh=False)
+
+
+def validate(
+    recipe: Recipe, validation: Validation, losses: LossRecorder, accelerator: Accelerator, unit: str, count: int
+) -> None:
+    """The loss on held-out pictures, and how far it is above that of training, said and logged."""
+    losses.settle()
+    loss, trained = validation.loss(recipe), losses.average
+    logger.info("%s %d: validation loss %.4f, training loss %.4f", unit, count, loss, trained)
+    values = {f"loss/validation/{unit}_average": loss, f"loss/validation/{unit}_divergence": loss - trained}
+    accelerator.log(values, step=count)

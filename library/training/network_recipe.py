@@ -1,8 +1,12 @@
 """What the loop asks of a run that trains an adapter network: its loss, and what to write when."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -49,8 +53,29 @@ class NetworkRecipe:
         self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
 
     def loss(self, batch: Batch) -> Tensor:
+        return self._losses(batch).mean()
+
+    def validation_losses(self, batch: Batch, timesteps: list[int]) -> Tensor:
+        """The loss of each sample at each timestep, [T, B]."""
+        if batch.latents is None:
+            batch = replace(batch, images=None, latents=self.family.encode_images(batch.images))
+        count = len(batch.captions)
+        return torch.stack(
+            [self._losses(batch, torch.full((count,), t, device=self.accelerator.device)) for t in timesteps]
+        )
+
+    def _losses(self, batch: Batch, timesteps: Tensor | None = None) -> Tensor:
         with self.accelerator.autocast():
-            return denoising_loss(self.family, self.objective, batch).mean()
+            return denoising_loss(self.family, self.objective, batch, timesteps, self.network_off)
+
+    @contextmanager
+    def network_off(self) -> Iterator[None]:
+        """The base model as it is without the network."""
+        self.network.set_multiplier(0.0)
+        try:
+            yield
+        finally:
+            self.network.set_multiplier(1.0)
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

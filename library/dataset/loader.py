@@ -1,0 +1,58 @@
+"""From batches of draws to a DataLoader that gives them to training."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from library.dataset.dataset import TrainingDataset, collate
+from library.dataset.sampler import BucketSampler, Draw
+from library.errors import UserError
+from library.families.base import Batch
+
+
+class ShardedBatches:
+    """The batches of a sampler that fall to this process; every process gets equally many."""
+
+    def __init__(self, sampler: BucketSampler, num_processes: int, rank: int):
+        self.sampler, self.num_processes, self.rank = sampler, num_processes, rank
+        self.start = 0  # batches of this process to leave out of the epoch; a DataLoader may iterate twice
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.num_processes)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        batches = list(self.sampler)
+        padding = len(self) * self.num_processes - len(batches)
+        mine = (batches + batches[:padding])[self.rank :: self.num_processes]
+        return iter(mine[self.start :])
+
+
+def build_loader(
+    dataset: TrainingDataset, batches: Iterable[list[Draw]], options: Any, device: torch.device
+) -> DataLoader:
+    """Workers only prefetch: what they give depends on the draws alone, so their number changes no result.
+
+    With cached latents there is nothing to wait for, and starting workers (on Windows each imports torch) costs more.
+    """
+    cached = dataset.latents or dataset.latents_paths
+    num_workers = 0 if cached else min(options.max_data_loader_n_workers, os.cpu_count() or 1)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=options.persistent_data_loader_workers and num_workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from training's
+    )
+
+
+def batches_of(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a mistake found in a worker keeps its own sentence."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from error
