@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.errors import UserError
 from library.families.checkpoint_files import open_checkpoint
-from library.families.checkpoints import LAYOUTS, ldm_state_dict, load_models
+from library.families.checkpoints import LAYOUTS, Models, ldm_state_dict, load_models
 from library.families.detect import inspect_checkpoint
 from library.families.ldm_open_clip import load_open_clip, open_clip_in_file
 from library.families.ldm_unet import eight_heads, heads_of_64, load_unet, unet_config, unet_in_file, unet_naming
@@ -24,7 +24,8 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 def load(path: Path, dtype: torch.dtype = FP32, vae: Path | None = None):
     """Text encoder, VAE and U-Net, as training loads them."""
-    return load_models(inspect_checkpoint(str(path)), str(vae) if vae else None, dtype, dtype)
+    models = load_models(inspect_checkpoint(str(path)), str(vae) if vae else None, dtype, dtype)
+    return *models.text_encoders, models.vae, models.unet
 
 
 def assert_same_weights(model, reference, dtype: torch.dtype | None = None) -> None:
@@ -48,23 +49,24 @@ def without_vae(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def file_of(tiny_file, tiny_sd2_file):
+def file_of(tiny_file, tiny_sd2_file, tmp_path_factory):
     """The toy model of a kind as a single file."""
-    return {"sd1": tiny_file, "sd2": tiny_sd2_file}.get
+    sdxl_file = tiny.write_file(tmp_path_factory.mktemp("sdxl") / "model.safetensors", kind="sdxl")
+    return {"sd1": tiny_file, "sd2": tiny_sd2_file, "sdxl": sdxl_file}.get
 
 
 @pytest.fixture(scope="module")
 def folder_of(tiny_folder, tmp_path_factory):
     """The toy model of a kind as a diffusers folder."""
-    sd2_folder = tiny.write_folder(tmp_path_factory.mktemp("sd2") / "diffusers", "sd2")
-    return {"sd1": tiny_folder, "sd2": sd2_folder}.get
+    others = {k: tiny.write_folder(tmp_path_factory.mktemp(k) / "diffusers", k) for k in LAYOUTS if k != "sd1"}
+    return ({"sd1": tiny_folder} | others).get
 
 
 @pytest.fixture(scope="module")
 def other_vae():
     """A VAE that is not the model's own."""
     torch.manual_seed(1)
-    return AutoencoderKL.from_config(tiny.models()[1].config).eval()
+    return AutoencoderKL.from_config(tiny.models().vae.config).eval()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -75,27 +77,27 @@ def other_vae():
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
 def test_single_file_gives_the_weights_it_was_written_from(suffix, dtype, kind, tmp_path):
     path = tiny.write_file(tmp_path / f"模型{suffix}", dtype, kind=kind)
-    unet, vae, text_encoder = tiny.models(kind)
-    for model, reference in zip(load(path, dtype), (text_encoder, vae, unet), strict=True):
+    unet, vae, text_encoders = tiny.models(kind)
+    for model, reference in zip(load(path, dtype), (*text_encoders, vae, unet), strict=True):
         assert_same_weights(model, reference, dtype)
 
 
 def test_weights_of_a_half_precision_file_are_widened_not_changed(tmp_path):
     loaded = load(tiny.write_file(tmp_path / "model.safetensors", FP16), FP32)[2]
-    for name, value in tiny.models()[0].state_dict().items():
+    for name, value in tiny.models().unet.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float())
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_diffusers_folder_gives_the_weights_it_was_written_from(kind, folder_of):
-    unet, vae, text_encoder = tiny.models(kind)
-    for model, reference in zip(load(folder_of(kind), BF16), (text_encoder, vae, unet), strict=True):
+    unet, vae, text_encoders = tiny.models(kind)
+    for model, reference in zip(load(folder_of(kind), BF16), (*text_encoders, vae, unet), strict=True):
         assert_same_weights(model, reference, BF16)
 
 
 def test_fp16_variant_of_a_folder_is_used_where_it_is_the_only_one(tmp_path):
     folder = tiny.write_folder(tmp_path / "model")
-    unet = tiny.models()[0]
+    unet = tiny.models().unet
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     UNet2DConditionModel.from_config(unet.config).half().save_pretrained(tmp_path / "other", variant="fp16")
     name = "diffusion_pytorch_model.fp16.safetensors"
@@ -112,17 +114,21 @@ def test_folder_without_a_part_is_a_mistake(tmp_path):
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_models_from_a_file_compute_what_the_originals_do(kind, file_of):
     """Equal weights are not all: heads, activation and normalisation are read off the file as well."""
-    unet, vae, text_encoder = tiny.models(kind)
-    loaded_text_encoder, loaded_vae, loaded_unet = load(file_of(kind))
+    unet, vae, text_encoders = tiny.models(kind)
+    *loaded_text_encoders, loaded_vae, loaded_unet = load(file_of(kind))
     generator = torch.Generator().manual_seed(0)
-    width = text_encoder.config.hidden_size
+    width = unet.config.cross_attention_dim
     noisy, hidden = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, width, generator=generator)
     ids = torch.tensor([[49406, 320, 2368, *[49407] * 74]])
+    added = {"text_embeds": torch.randn(1, 64, generator=generator), "time_ids": torch.full((1, 6), 64.0)}
     pairs = [
-        (lambda model: model(noisy, 500, hidden).sample, loaded_unet, unet),
+        (lambda model: model(noisy, 500, hidden, added_cond_kwargs=added).sample, loaded_unet, unet),
         (lambda model: model.decode(noisy).sample, loaded_vae, vae),
-        (lambda model: model(ids).last_hidden_state, loaded_text_encoder, text_encoder),
     ]
+    for loaded, original in zip(loaded_text_encoders, text_encoders, strict=True):
+        pairs.append((lambda model: model(ids).last_hidden_state, loaded, original))
+        if original.config.hidden_act == "gelu" and kind == "sdxl":
+            pairs.append((lambda model: model(ids).text_embeds, loaded, original))
     for run, loaded, original in pairs:
         with torch.no_grad():
             torch.testing.assert_close(run(loaded.eval()), run(original), rtol=1e-5, atol=2e-6)
@@ -132,7 +138,7 @@ def test_text_encoder_names_without_text_model_are_taken(tiny_file, tmp_path):
     path = rewritten(
         tiny_file, tmp_path / "flat.safetensors", lambda w: {k.replace(".text_model.", "."): v for k, v in w.items()}
     )
-    assert_same_weights(load(path)[0], tiny.models()[2])
+    assert_same_weights(load(path)[0], tiny.models().text_encoders[0])
 
 
 def test_position_ids_and_other_extra_weights_are_passed_over(tiny_file, tmp_path):
@@ -142,7 +148,7 @@ def test_position_ids_and_other_extra_weights_are_passed_over(tiny_file, tmp_pat
         "alphas_cumprod": torch.ones(1000),
     }
     text_encoder, _, unet = load(rewritten(tiny_file, tmp_path / "old.safetensors", lambda w: w | extra))
-    assert_same_weights(unet, tiny.models()[0])
+    assert_same_weights(unet, tiny.models().unet)
     ids = dict(text_encoder.named_buffers())
     assert [value.tolist() for name, value in ids.items() if "position_ids" in name] == [[list(range(77))]]
 
@@ -189,8 +195,8 @@ def test_model_without_a_vae_needs_one_given(without_vae):
 
 def write_vae(kind: str, vae: AutoencoderKL, folder: Path) -> Path:
     """The VAE in one of the forms that --vae takes."""
-    unet, _, text_encoder = tiny.models()
-    weights = {name: value.contiguous() for name, value in ldm_state_dict(unet, vae, text_encoder).items()}
+    unet, _, text_encoders = tiny.models()
+    weights = {name: value.contiguous() for name, value in ldm_state_dict(Models(unet, vae, text_encoders)).items()}
     prefix = "first_stage_model."
     prefixed = {name: value for name, value in weights.items() if name.startswith(prefix)}
     plain = {name.removeprefix(prefix): value for name, value in prefixed.items()}
@@ -213,8 +219,8 @@ def test_separate_vae_goes_before_the_models_own(kind, model, other_vae, tiny_fi
     path = {"with its own": tiny_file, "without one": without_vae, "folder": tiny_folder}[model]
     text_encoder, vae, unet = load(path, vae=write_vae(kind, other_vae, tmp_path))
     assert_same_weights(vae, other_vae)
-    assert_same_weights(unet, tiny.models()[0])
-    assert_same_weights(text_encoder, tiny.models()[2])
+    assert_same_weights(unet, tiny.models().unet)
+    assert_same_weights(text_encoder, tiny.models().text_encoders[0])
 
 
 def test_vae_file_with_diffusers_names_is_answered_with_its_folder(tiny_file, tiny_folder):
@@ -244,13 +250,13 @@ def test_diffusers_reads_our_unet(kind, file_of, folder_of):
     unet = UNet2DConditionModel.from_single_file(
         str(file_of(kind)), config=str(folder_of(kind) / "unet"), local_files_only=True
     )
-    assert_same_weights(unet, tiny.models(kind)[0])
+    assert_same_weights(unet, tiny.models(kind).unet)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_diffusers_reads_our_vae(kind, file_of, folder_of):
     vae = AutoencoderKL.from_single_file(str(file_of(kind)), config=str(folder_of(kind) / "vae"), local_files_only=True)
-    assert_same_weights(vae, tiny.models(kind)[1])
+    assert_same_weights(vae, tiny.models(kind).vae)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -259,7 +265,7 @@ def test_diffusers_reads_our_text_encoder(kind, file_of, folder_of):
     text_encoder = single_file_utils.create_diffusers_clip_model_from_ldm(
         CLIPTextModel, weights, config=str(folder_of(kind)), subfolder="text_encoder", local_files_only=True
     )
-    assert_same_weights(text_encoder, tiny.models(kind)[2])
+    assert_same_weights(text_encoder, tiny.models(kind).text_encoders[0])
 
 
 # --- the names of full-size SD 1.5 -----------------------------------------------------------------------------------
@@ -352,7 +358,7 @@ def test_diffusers_converts_our_vae_names_back(full_size_vae):
 
 
 def test_a_pickled_inpainting_model_is_named_when_its_shapes_are_seen(tmp_path):
-    weights = dict(ldm_state_dict(*tiny.models()))
+    weights = dict(ldm_state_dict(tiny.models()))
     name = "model.diffusion_model.input_blocks.0.0.weight"
     weights[name] = torch.zeros(weights[name].shape[0], 9, 3, 3)
     with pytest.raises(UserError, match="inpainting"):

@@ -32,7 +32,7 @@ def open_clip_tokenizer():
 
 @pytest.fixture(scope="module")
 def text_encoder():
-    return tiny.models()[2]
+    return tiny.models().text_encoders[0]
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def trained(tmp_path: Path, model: tuple[str, Path], pictures: Path, **more: obj
 
 
 def diffusers_pipeline(family: Sd, kind: str) -> StableDiffusionPipeline:
-    unet, vae, text_encoder = tiny.models(kind)
+    unet, vae, (text_encoder,) = tiny.models(kind)
     prediction_type = "v_prediction" if family.v_prediction else "epsilon"
     scheduler = DDIMScheduler(**SCHEDULE, **SAMPLERS["ddim"][1], prediction_type=prediction_type)
     pipeline = StableDiffusionPipeline(

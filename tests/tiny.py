@@ -1,7 +1,7 @@
-"""Real SD 1.x and 2.x models at toy size (random weights), their files, and pictures to train it with."""
+"""Real SD 1.x, 2.x and SDXL models at toy size (random weights), their files, and pictures to train it with."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -10,33 +10,55 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from library.families.checkpoints import ldm_state_dict
+from library.families.checkpoints import LAYOUTS, Models, ldm_state_dict
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @dataclass(frozen=True)
-class Toy:
-    """What differs between the toy models: widths of the U-Net, its attention, and the text encoder."""
+class ToyText:
+    """What differs between the toy text encoders."""
 
-    widths: tuple[int, int]
-    num_heads: int | tuple[int, ...]
-    use_linear_projection: bool
     hidden_size: int
     hidden_act: str
     pad_token_id: int
+    model_class: type = CLIPTextModel
 
 
+@dataclass(frozen=True)
+class Toy:
+    """What differs between the toy models: widths of the U-Net, its attention, its added embedding, the texts."""
+
+    pipeline: str
+    widths: tuple[int, int]
+    num_heads: int | tuple[int, ...]
+    attends_first: bool  # the first of the two blocks, or the second
+    text_encoders: tuple[ToyText, ...]
+    unet: dict = field(default_factory=dict)
+
+
+SIZES = dict(
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=64 + 6 * 256,
+    transformer_layers_per_block=(1, 2),
+)
+SDXL_TEXTS = ToyText(32, "quick_gelu", 49407), ToyText(64, "gelu", 0, CLIPTextModelWithProjection)
 TOYS = {  # by kind of checkpoint
-    "sd1": Toy((32, 64), 8, False, 32, "quick_gelu", 49407),
-    "sd2": Toy((64, 128), (1, 2), True, 64, "gelu", 0),
+    "sd1": Toy("StableDiffusionPipeline", (32, 64), 8, True, (ToyText(32, "quick_gelu", 49407),)),
+    "sd2": Toy(
+        "StableDiffusionPipeline", (64, 128), (1, 2), True, (ToyText(64, "gelu", 0),), dict(use_linear_projection=True)
+    ),
+    "sdxl": Toy(
+        "StableDiffusionXLPipeline", (64, 128), (1, 2), False, SDXL_TEXTS, dict(use_linear_projection=True) | SIZES
+    ),
 }
 
 
-def models(kind: str = "sd1") -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
-    """U-Net, VAE and text encoder whose configuration can be read off their shapes, as that of real ones can."""
+def models(kind: str = "sd1") -> Models:
+    """U-Net, VAE and text encoders whose configuration can be read off their shapes, as that of real ones can."""
     return _built(kind)
 
 
@@ -46,18 +68,20 @@ def forget_models() -> None:
 
 
 @cache
-def _built(kind: str) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
+def _built(kind: str) -> Models:
     toy = TOYS[kind]
     torch.manual_seed(0)
+    plain, attending = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    blocks = (attending, plain) if toy.attends_first else (plain, attending)
     unet = UNet2DConditionModel(
         sample_size=64,
         block_out_channels=toy.widths,
         layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=toy.hidden_size,
+        down_block_types=tuple(down for down, _ in blocks),
+        up_block_types=tuple(up for _, up in reversed(blocks)),
+        cross_attention_dim=sum(text.hidden_size for text in toy.text_encoders),
         attention_head_dim=toy.num_heads,
-        use_linear_projection=toy.use_linear_projection,
+        **toy.unet,
     )
     vae = AutoencoderKL(
         block_out_channels=(32, 32, 32, 32),
@@ -67,7 +91,12 @@ def _built(kind: str) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextMode
         up_block_types=("UpDecoderBlock2D",) * 4,
         norm_num_groups=32,
     )
-    text_encoder = CLIPTextModel(
+    text_encoders = tuple(_text_encoder(text).eval() for text in toy.text_encoders)
+    return Models(unet.eval(), vae.eval(), text_encoders)
+
+
+def _text_encoder(toy: ToyText) -> CLIPTextModel | CLIPTextModelWithProjection:
+    return toy.model_class(
         CLIPTextConfig(
             vocab_size=49408,
             hidden_size=toy.hidden_size,
@@ -82,16 +111,16 @@ def _built(kind: str) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextMode
             pad_token_id=toy.pad_token_id,
         )
     )
-    return unet.eval(), vae.eval(), text_encoder.eval()
 
 
 def write_folder(folder: Path, kind: str = "sd1", prediction_type: str | None = None) -> Path:
     """A diffusers folder, with a scheduler where the prediction type is given."""
-    unet, vae, text_encoder = models(kind)
+    unet, vae, text_encoders = models(kind)
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
-    text_encoder.save_pretrained(folder / "text_encoder")
-    index = {"_class_name": "StableDiffusionPipeline"}
+    for part, text_encoder in zip(LAYOUTS[kind].text_encoders, text_encoders, strict=True):
+        text_encoder.save_pretrained(folder / part.folder)
+    index = {"_class_name": TOYS[kind].pipeline}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     if prediction_type:
         (folder / "scheduler").mkdir()
@@ -102,7 +131,7 @@ def write_folder(folder: Path, kind: str = "sd1", prediction_type: str | None = 
 
 def write_file(path: Path, dtype: torch.dtype = torch.float32, with_vae: bool = True, kind: str = "sd1") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.to(dtype).contiguous() for name, value in ldm_state_dict(*models(kind), kind).items()}
+    weights = {name: value.to(dtype).contiguous() for name, value in ldm_state_dict(models(kind), kind).items()}
     if not with_vae:
         weights = {name: value for name, value in weights.items() if not name.startswith("first_stage_model.")}
     if path.suffix == ".safetensors":

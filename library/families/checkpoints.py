@@ -2,52 +2,90 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from library.errors import UserError
 from library.families.checkpoint_files import open_checkpoint
 from library.families.detect import CheckpointInfo
-from library.families.ldm_clip import clip_in_file, load_clip
-from library.families.ldm_open_clip import load_open_clip, open_clip_in_file
+from library.families.ldm_clip import SDXL_CLIP_PREFIX, clip_in_file, load_clip
+from library.families.ldm_open_clip import SDXL_OPEN_CLIP, load_open_clip, open_clip_in_file
 from library.families.ldm_unet import eight_heads, heads_of_64, load_unet, unet_in_file
 from library.families.ldm_vae import load_vae, vae_in_file
 
 
 @dataclass(frozen=True)
+class TextEncoderPart:
+    """A text encoder of a model: its folder and class in diffusers' layout, and how single files have it."""
+
+    folder: str
+    model_class: type
+    load: Callable[[Mapping[str, Tensor], torch.dtype], nn.Module]
+    in_file: Callable[[nn.Module], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
 class LdmLayout:
-    """What differs between the single files of SD 1.x and 2.x."""
+    """What differs between the models of this kind."""
 
     num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]  # of the U-Net's blocks, by their widths
-    load_text_encoder: Callable[[Mapping[str, Tensor], torch.dtype], CLIPTextModel]
-    text_encoder_in_file: Callable[[CLIPTextModel], dict[str, Tensor]]
+    text_encoders: tuple[TextEncoderPart, ...]
+    latent_scale: float
 
 
+SD1_TEXT = TextEncoderPart("text_encoder", CLIPTextModel, load_clip, clip_in_file)
+SD2_TEXT = TextEncoderPart("text_encoder", CLIPTextModel, load_open_clip, open_clip_in_file)
+SDXL_TEXT_1 = TextEncoderPart(
+    "text_encoder",
+    CLIPTextModel,
+    partial(load_clip, prefix=SDXL_CLIP_PREFIX),
+    partial(clip_in_file, prefix=SDXL_CLIP_PREFIX),
+)
+SDXL_TEXT_2 = TextEncoderPart(
+    "text_encoder_2",
+    CLIPTextModelWithProjection,
+    partial(load_open_clip, file=SDXL_OPEN_CLIP),
+    partial(open_clip_in_file, file=SDXL_OPEN_CLIP),
+)
 LAYOUTS = {  # by kind of checkpoint
-    "sd1": LdmLayout(eight_heads, load_clip, clip_in_file),
-    "sd2": LdmLayout(heads_of_64, load_open_clip, open_clip_in_file),
+    "sd1": LdmLayout(eight_heads, (SD1_TEXT,), 0.18215),
+    "sd2": LdmLayout(heads_of_64, (SD2_TEXT,), 0.18215),
+    "sdxl": LdmLayout(heads_of_64, (SDXL_TEXT_1, SDXL_TEXT_2), 0.13025),
 }
+
+
+class Models(NamedTuple):
+    """The parts of a Stable Diffusion model."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoders: tuple[nn.Module, ...]
 
 
 def load_models(
     checkpoint: CheckpointInfo, separate_vae: str | None, dtype: torch.dtype, vae_dtype: torch.dtype
-) -> tuple[CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
-    """Text encoder, VAE and U-Net from a single file or a diffusers folder, the VAE from its own path where given."""
+) -> Models:
+    """All parts from a single file or a diffusers folder, the VAE from its own path where given."""
+    layout = LAYOUTS[checkpoint.kind]
     if checkpoint.is_folder:
-        text_encoder = load_part(CLIPTextModel, checkpoint.path / "text_encoder", dtype)
+        text_encoders = [
+            load_part(part.model_class, checkpoint.path / part.folder, dtype) for part in layout.text_encoders
+        ]
         unet = load_part(UNet2DConditionModel, checkpoint.path / "unet", dtype)
         vae = None if separate_vae else load_part(AutoencoderKL, checkpoint.path / "vae", vae_dtype)
     else:
-        weights, layout = open_checkpoint(checkpoint.path), LAYOUTS[checkpoint.kind]
-        text_encoder = layout.load_text_encoder(weights, dtype)
+        weights = open_checkpoint(checkpoint.path)
+        text_encoders = [part.load(weights, dtype) for part in layout.text_encoders]
         unet = load_unet(weights, dtype, layout.num_heads)
         vae = None if separate_vae else load_vae(weights, vae_dtype)
-    return text_encoder, vae or load_separate_vae(Path(separate_vae), vae_dtype), unet
+    return Models(unet, vae or load_separate_vae(Path(separate_vae), vae_dtype), tuple(text_encoders))
 
 
 def load_separate_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
@@ -71,8 +109,9 @@ def load_part(model_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     return model_class.from_pretrained(folder, torch_dtype=dtype, variant=variant, local_files_only=True)
 
 
-def ldm_state_dict(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, kind: str = "sd1"
-) -> dict[str, Tensor]:
-    """The weights of an SD model under the names of a single-file checkpoint of this kind."""
-    return unet_in_file(unet) | vae_in_file(vae) | LAYOUTS[kind].text_encoder_in_file(text_encoder)
+def ldm_state_dict(models: Models, kind: str = "sd1") -> dict[str, Tensor]:
+    """The weights of a model under the names of a single-file checkpoint of this kind."""
+    weights = unet_in_file(models.unet) | vae_in_file(models.vae)
+    for part, text_encoder in zip(LAYOUTS[kind].text_encoders, models.text_encoders, strict=True):
+        weights |= part.in_file(text_encoder)
+    return weights

@@ -1,4 +1,4 @@
-"""OpenAI's CLIP text encoder in a single-file checkpoint of SD 1.x: its names, and its configuration by the shapes."""
+"""OpenAI's CLIP text encoder in a single-file checkpoint: its names, and its configuration read off the shapes."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,13 +8,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.families.checkpoint_files import fill, shape_of
 
-CLIP_PREFIX = "cond_stage_model.transformer."
+CLIP_PREFIX = "cond_stage_model.transformer."  # of SD 1.x
+SDXL_CLIP_PREFIX = "conditioner.embedders.0.transformer."
 
 
-def clip_prefix(weights: Iterable[str]) -> str:
-    """`cond_stage_model.transformer.` and, in nearly every file, `text_model.` behind it."""
-    nested = f"{CLIP_PREFIX}text_model."
-    return nested if any(name.startswith(nested) for name in weights) else CLIP_PREFIX
+def with_text_model(weights: Iterable[str], prefix: str) -> str:
+    """The prefix and, in nearly every file, `text_model.` behind it."""
+    nested = f"{prefix}text_model."
+    return nested if any(name.startswith(nested) for name in weights) else prefix
 
 
 def clip_config(weights: Mapping[str, Tensor], prefix: str) -> CLIPTextConfig:
@@ -38,8 +39,8 @@ def clip_config(weights: Mapping[str, Tensor], prefix: str) -> CLIPTextConfig:
     )
 
 
-def load_clip(weights: Mapping[str, Tensor], dtype: torch.dtype) -> CLIPTextModel:
-    prefix = clip_prefix(weights)
+def load_clip(weights: Mapping[str, Tensor], dtype: torch.dtype, prefix: str = CLIP_PREFIX) -> CLIPTextModel:
+    prefix = with_text_model(weights, prefix)
     with torch.device("meta"):
         text_encoder = CLIPTextModel(clip_config(weights, prefix))
     fill(text_encoder, weights, lambda name: prefix + name.removeprefix("text_model."), dtype, "CLIP text encoder")
@@ -55,7 +56,7 @@ def restore_position_ids(text_encoder: CLIPTextModel) -> None:
             module._buffers["position_ids"] = torch.arange(count).unsqueeze(0)
 
 
-def clip_in_file(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
+def clip_in_file(text_encoder: CLIPTextModel, prefix: str = CLIP_PREFIX) -> dict[str, Tensor]:
     """The text encoder's weights under their names in the LDM layout."""
     weights = text_encoder.state_dict().items()
-    return {f"{CLIP_PREFIX}text_model.{name.removeprefix('text_model.')}": value for name, value in weights}
+    return {f"{prefix}text_model.{name.removeprefix('text_model.')}": value for name, value in weights}

@@ -1,29 +1,26 @@
-"""The OpenCLIP text encoder in a single-file checkpoint of SD 2.x: its names, and its configuration by the shapes.
-
-The file has 24 layers, and the pictures were trained with the output of the 23rd: the model is built with 23.
-"""
+"""The OpenCLIP text encoders in single-file checkpoints: their names, and their configuration read off the shapes."""
 
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from library.families.checkpoint_files import fill, shape_of
 from library.families.ldm_clip import restore_position_ids
 
-OPEN_CLIP_PREFIX = "cond_stage_model.model."
-LAYERS_PREFIX = f"{OPEN_CLIP_PREFIX}transformer.resblocks."
-NUM_LAYERS = 23
 MAX_LOGIT_SCALE = math.log(100)  # where OpenCLIP's training ends; text conditioning does not use it
+LAYERS = "transformer.resblocks."
 
 ENDS = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection.T",
 }
 LAYER_PARTS = {
     "layer_norm1": "ln_1",
@@ -34,89 +31,125 @@ LAYER_PARTS = {
 }
 
 
+@dataclass(frozen=True)
+class OpenClipFile:
+    """Where an OpenCLIP text encoder lies in a file, and what is used of it."""
+
+    prefix: str
+    max_layers: int | None  # the first ones, where a file has more than its pictures were trained with
+    has_projection: bool
+
+    @property
+    def model_class(self) -> type:
+        return CLIPTextModelWithProjection if self.has_projection else CLIPTextModel
+
+
+# SD 2.x was trained with the output of the 23rd of 24 layers: the model is built with 23.
+SD2_OPEN_CLIP = OpenClipFile("cond_stage_model.model.", max_layers=23, has_projection=False)
+SDXL_OPEN_CLIP = OpenClipFile("conditioner.embedders.1.model.", max_layers=None, has_projection=True)
+
+
 def open_clip_name(name: str) -> str:
-    """A transformers name as OpenCLIP spells it (without prefix); a third of `in_proj` has .q, .k or .v behind it."""
+    """A transformers name as OpenCLIP spells it (without prefix).
+
+    A third of `in_proj` has .q, .k or .v behind it, and the projection .T: files have it transposed.
+    """
     name = name.removeprefix("text_model.")
     if name in ENDS:
         return ENDS[name]
     layer, part, kind = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name).groups()
     third = re.fullmatch(r"self_attn\.([qkv])_proj", part)
     inside = f"attn.in_proj_{kind}.{third[1]}" if third else f"{LAYER_PARTS[part]}.{kind}"
-    return f"transformer.resblocks.{layer}.{inside}"
+    return f"{LAYERS}{layer}.{inside}"
 
 
-def with_thirds(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text encoder's weights, those of queries, keys and values apart; the layer that is not used is not read."""
+def taken_apart(weights: Mapping[str, Tensor], file: OpenClipFile) -> dict[str, Tensor]:
+    """The text encoder's weights, without prefix: queries, keys and values apart, the projection as a Linear has it.
+
+    Layers that are not used are not read.
+    """
     apart = {}
     for name in weights:
-        layer = re.match(re.escape(LAYERS_PREFIX) + r"(\d+)\.", name)
-        if not name.startswith(OPEN_CLIP_PREFIX) or (layer and int(layer[1]) >= NUM_LAYERS):
+        if not name.startswith(file.prefix):
             continue
-        if re.search(r"\.attn\.in_proj_(weight|bias)$", name):
-            apart |= {f"{name}.{third}": part for third, part in zip("qkv", weights[name].chunk(3), strict=True)}
+        inside = name.removeprefix(file.prefix)
+        layer = re.match(re.escape(LAYERS) + r"(\d+)\.", inside)
+        if layer and file.max_layers and int(layer[1]) >= file.max_layers:
+            continue
+        if re.search(r"\.attn\.in_proj_(weight|bias)$", inside):
+            apart |= {f"{inside}.{third}": part for third, part in zip("qkv", weights[name].chunk(3), strict=True)}
+        elif inside == "text_projection":
+            apart["text_projection.T"] = weights[name].T
         else:
-            apart[name] = weights[name]
+            apart[inside] = weights[name]
     return apart
 
 
-def open_clip_config(weights: Mapping[str, Tensor]) -> CLIPTextConfig:
+def open_clip_config(weights: Mapping[str, Tensor], file: OpenClipFile) -> CLIPTextConfig:
     """The text encoder's configuration, read from the shapes in the file."""
-    layers = {name.removeprefix(LAYERS_PREFIX).split(".")[0] for name in weights if name.startswith(LAYERS_PREFIX)}
-    vocabulary, width = shape_of(weights, f"{OPEN_CLIP_PREFIX}token_embedding.weight")
+    start = file.prefix + LAYERS
+    num_layers = len({name.removeprefix(start).split(".")[0] for name in weights if name.startswith(start)})
+    vocabulary, width = shape_of(weights, f"{file.prefix}token_embedding.weight")
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=shape_of(weights, f"{LAYERS_PREFIX}0.mlp.c_fc.weight")[0],
-        num_hidden_layers=min(len(layers), NUM_LAYERS),
+        intermediate_size=shape_of(weights, f"{start}0.mlp.c_fc.weight")[0],
+        num_hidden_layers=min(num_layers, file.max_layers or num_layers),
         num_attention_heads=max(1, width // 64),
-        max_position_embeddings=shape_of(weights, f"{OPEN_CLIP_PREFIX}positional_embedding")[0],
+        max_position_embeddings=shape_of(weights, f"{file.prefix}positional_embedding")[0],
         hidden_act="gelu",
-        projection_dim=width,
+        projection_dim=shape_of(weights, f"{file.prefix}text_projection")[1] if file.has_projection else width,
         bos_token_id=49406,
         eos_token_id=49407,
         pad_token_id=0,
     )
 
 
-def load_open_clip(weights: Mapping[str, Tensor], dtype: torch.dtype) -> CLIPTextModel:
+def load_open_clip(
+    weights: Mapping[str, Tensor], dtype: torch.dtype, file: OpenClipFile = SD2_OPEN_CLIP
+) -> CLIPTextModel | CLIPTextModelWithProjection:
     with torch.device("meta"):
-        text_encoder = CLIPTextModel(open_clip_config(weights))
-    apart = with_thirds(weights)
-    fill(text_encoder, apart, lambda name: OPEN_CLIP_PREFIX + open_clip_name(name), dtype, "OpenCLIP text encoder")
+        text_encoder = file.model_class(open_clip_config(weights, file))
+    fill(text_encoder, taken_apart(weights, file), open_clip_name, dtype, "OpenCLIP text encoder")
     restore_position_ids(text_encoder)
     return text_encoder
 
 
-def open_clip_in_file(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
+def open_clip_in_file(text_encoder: CLIPTextModel, file: OpenClipFile = SD2_OPEN_CLIP) -> dict[str, Tensor]:
     """The text encoder's weights under OpenCLIP's names, with stand-ins for what other programs want to find there."""
-    apart = {OPEN_CLIP_PREFIX + open_clip_name(name): value for name, value in text_encoder.state_dict().items()}
-    weights = with_whole_projections(apart)
-    return last_layer_again(weights) | weights | unused_ends(weights)
+    apart = {open_clip_name(name): value for name, value in text_encoder.state_dict().items()}
+    weights = put_together(apart)
+    weights = last_layer_again(weights, file) | unused_ends(weights) | weights
+    return {file.prefix + name: value for name, value in weights.items()}
 
 
-def with_whole_projections(apart: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of `with_thirds`."""
+def put_together(apart: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The opposite of `taken_apart`."""
     weights = {}
     for name, value in apart.items():
-        whole, _, third = name.rpartition(".")
-        if third in ("q", "k", "v"):
+        whole, _, end = name.rpartition(".")
+        if end in ("q", "k", "v"):
             weights[whole] = torch.cat([apart[f"{whole}.{third}"] for third in "qkv"])
+        elif end == "T":
+            weights[whole] = value.T
         else:
             weights[name] = value
     return weights
 
 
-def last_layer_again(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of the 23rd layer as the 24th, which files have and nobody uses; empty for models of another depth."""
-    last, added = f"{LAYERS_PREFIX}{NUM_LAYERS - 1}.", f"{LAYERS_PREFIX}{NUM_LAYERS}."
+def last_layer_again(weights: Mapping[str, Tensor], file: OpenClipFile) -> dict[str, Tensor]:
+    """A copy of the last layer that is used as the next one, which files of SD 2.x have; empty for other depths."""
+    if file.max_layers is None:
+        return {}
+    last, added = f"{LAYERS}{file.max_layers - 1}.", f"{LAYERS}{file.max_layers}."
     return {name.replace(last, added): value.clone() for name, value in weights.items() if name.startswith(last)}
 
 
 def unused_ends(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The projection and the scale that compare texts with pictures; conditioning does without them."""
-    like = weights[f"{OPEN_CLIP_PREFIX}ln_final.weight"]
+    """The projection and the scale that compare texts with pictures; SD 2.x does without them."""
+    like = weights["ln_final.weight"]
     kept = dict(dtype=like.dtype, device=like.device)
     return {
-        f"{OPEN_CLIP_PREFIX}text_projection": torch.eye(len(like), **kept),
-        f"{OPEN_CLIP_PREFIX}logit_scale": torch.full((), MAX_LOGIT_SCALE, **kept),
+        "text_projection": torch.eye(len(like), **kept),
+        "logit_scale": torch.full((), MAX_LOGIT_SCALE, **kept),
     }

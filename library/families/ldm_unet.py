@@ -11,6 +11,7 @@ from library.errors import UserError
 from library.families.checkpoint_files import fill, shape_of
 
 UNET_PREFIX = "model.diffusion_model."
+SIZE_FEATURES = 256  # of each of the six numbers that tell SDXL original size, crop and target size
 
 RESNET_NAMES = {
     "norm1": "in_layers.0",
@@ -89,11 +90,13 @@ def unet_config(weights: Mapping[str, Tensor], num_heads: Callable[[tuple[int, .
         raise UserError("the checkpoint has no Stable Diffusion U-Net")
     layers_per_block = downsamplers[0] - 1
     num_blocks = len(downsamplers) + 1
-    widths, attended = [], []
+    widths, attended, depths = [], [], []
     for block in range(num_blocks):
         first = 1 + block * (layers_per_block + 1)
         widths.append(shape(f"input_blocks.{first}.0.in_layers.2.weight")[0])
         attended.append(f"input_blocks.{first}.1.norm.weight" in present)
+        pattern = rf"input_blocks\.{first}\.1\.transformer_blocks\.\d+\.norm1\.weight"
+        depths.append(sum(bool(re.fullmatch(pattern, name)) for name in present) or 1)
     first_attention = next(n for n in names if n.endswith("attn2.to_k.weight"))
     projection = next(n for n in names if n.endswith(".proj_in.weight"))
     return dict(
@@ -107,6 +110,17 @@ def unet_config(weights: Mapping[str, Tensor], num_heads: Callable[[tuple[int, .
         cross_attention_dim=shape(first_attention)[1],
         attention_head_dim=num_heads(tuple(widths)),  # what diffusers calls so is the number of heads
         use_linear_projection=len(shape(projection)) == 2,
+        transformer_layers_per_block=tuple(depths),
+        **(size_conditioning(shape("label_emb.0.0.weight")[1]) if "label_emb.0.0.weight" in present else {}),
+    )
+
+
+def size_conditioning(width: int) -> dict:
+    """SDXL's added embedding of `width` features: pooled text, and six numbers of 256 features each."""
+    return dict(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=SIZE_FEATURES,
+        projection_class_embeddings_input_dim=width,
     )
 
 

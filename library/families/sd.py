@@ -65,7 +65,8 @@ class Sd:
         checkpoint = inspect_checkpoint(options.pretrained_model_name_or_path)
         self.version = VERSIONS[checkpoint.kind]
         self.tokenizer = clip.build_tokenizer(self.version.pad_token)
-        self.text_encoder, self.vae, self.unet = load_models(checkpoint, options.vae, dtype, self.vae_dtype)
+        models = load_models(checkpoint, options.vae, dtype, self.vae_dtype)
+        self.unet, self.vae, (self.text_encoder,) = models
         for model in (self.text_encoder, self.vae, self.unet):
             model.requires_grad_(False).eval()
         self.unet.to(device)
