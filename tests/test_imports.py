@@ -24,6 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
 # What must be there before torch is: all that `--help` and the checks of a run need.
 TORCH_FREE = (
     "train_network",
+    "library.dataset.sheet",
     "library.errors",
     "library.families.blocks",
     "library.families.agreement",
@@ -32,7 +33,9 @@ TORCH_FREE = (
     "library.files",
     "library.logs",
     "library.options",
+    "library.pictures",
     "library.preflight",
+    "library.recipes.debug_dataset",
     "library.training.optimizers",
     "library.training.plan",
     "library.training.prompts",

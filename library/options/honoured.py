@@ -14,7 +14,6 @@ NOT_HONOURED: dict[str, str] = {
     "in_json": "captions come from files beside the pictures",
     "dataset_class": "the built-in dataset is the only one",
     "dataset_repeats": "the repeats are in the folder names",
-    "debug_dataset": "training starts as usual",
     "cache_info": "captions and sizes are read from the pictures each time",
     "face_crop_aug_range": "pictures are cropped without regard to faces",
     "torch_compile": "the model runs without compilation",

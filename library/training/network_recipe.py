@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from library.families.base import Batch, ModelFamily
 from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
+from library.pictures import write_picture
 from library.training import saving
 from library.training.denoising import Ddpm, denoising_loss
 from library.training.metadata import TrainingMetadata
@@ -21,7 +22,7 @@ from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan, save_every_n_epochs
 from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
-from library.training.sampling import before_after_sheet, save_samples, write_picture
+from library.training.sampling import before_after_sheet, save_samples
 from library.training.saving import LoopState, OutputNames
 
 logger = logging.getLogger(__name__)
