@@ -118,7 +118,9 @@ class DatasetOptions(OptionGroup):
     face_crop_aug_range: str | None = option(None, "smallest and largest crop around a face, such as 2.0,4.0")
     random_crop: bool = option(False, "crop at a random place instead of the centre")
     alpha_mask: bool = option(False, "weigh the loss by the transparency of the picture")
-    debug_dataset: bool = option(False, "draw the pictures and captions of the first batches as training sees them, and stop")
+    debug_dataset: bool = option(
+        False, "draw the pictures and captions of the first batches as training sees them, and stop"
+    )
 
     resolution: str | None = option(
         None, "size of training in pixels: SIDE or WIDTH,HEIGHT", aliases=("max_resolution",)

@@ -12,7 +12,7 @@ _NO_DEEPSPEED = "DeepSpeed is not used"
 # flag -> what happens instead
 NOT_HONOURED: dict[str, str] = {
     "in_json": "captions come from files beside the pictures",
-    "dataset_class": "the built-in dataset is the only one",
+    "dataset_class": "classes written for sd-scripts need its modules; describe the pictures with --dataset_config",
     "dataset_repeats": "the repeats are in the folder names",
     "cache_info": "captions and sizes are read from the pictures each time",
     "face_crop_aug_range": "pictures are cropped without regard to faces",
