@@ -48,9 +48,11 @@ def problems(values: dict, name: str = "run.json", *argv: str) -> list[str]:
 # which tool a file is from
 
 
-def test_a_plain_file_is_not_translated(caplog):
+def test_a_plain_file_is_not_translated():
     given = {name: Given(1, "run.toml:1") for name in [*FLAGS, "conv_dim", "epoch", "learnin_rate", "gpu_ids"]}
     assert translate(given, FLAGS) is None
+    tables = {"metadata_author": Given("me", "run.toml:2", "metadata"), "seed": Given(1, "run.toml:4", "data")}
+    assert translate(tables, FLAGS) is None
 
 
 @pytest.mark.parametrize("tool", [lora_scripts, kohya_ss])
@@ -344,6 +346,8 @@ def test_lora_type_chooses_module_and_arguments(kind, module, arguments):
         ({"unet_lr": 0, "text_encoder_lr": "0"}, {"unet_lr": None, "text_encoder_lr": None, "learning_rate": 1e-4}),
         ({"max_train_steps": 500}, {"max_train_steps": 500, "max_train_epochs": None}),
         ({"max_train_epochs": "7"}, {"max_train_epochs": 7}),
+        ({"dataset_config": "d.toml"}, {"max_train_epochs": None, "max_train_steps": 1600, "lr_warmup_steps": 0}),
+        ({"fp8_base_unet": True}, {"fp8_base_unet": False}),
         ({"lr_warmup": 0}, {"lr_warmup_steps": 0}),
         ({"lr_warmup_steps": 30}, {"lr_warmup_steps": 30}),
         ({"xformers": "xformers"}, {"xformers": True, "sdpa": False}),
@@ -401,6 +405,7 @@ def test_the_toml_that_kohya_ss_makes_is_read(caplog):
     ("changed", "sentence"),
     [
         ({"LoRA_type": "LyCORIS/LoBa"}, "LoRA_type LyCORIS/LoBa is not known; known are Standard, "),
+        ({"epoch": "many"}, "max_train_epochs must be a whole number, got 'many'"),
         ({"additional_parameters": '--seed "1'}, "additional_parameters has a quotation mark without its partner"),
         ({"additional_parameters": "--sed 1"}, "--sed is not a flag of this script; did you mean --seed?"),
         ({"additional_parameters": "--seed x"}, "seed must be a whole number, got 'x'"),
@@ -448,30 +453,32 @@ def test_the_page_is_what_the_tables_make():
 
 def replaced(values: dict, model: Path, pictures: Path) -> dict:
     """The same file for two quick steps on the toy model."""
-    quick = {"pretrained_model_name_or_path": str(model), "train_data_dir": str(pictures), "mixed_precision": "no"}
-    return values | quick | {"output_name": "cat", "max_train_steps": 2, "min_bucket_reso": 64, "network_dim": 4}
+    return values | {
+        **{"pretrained_model_name_or_path": str(model), "train_data_dir": str(pictures), "output_name": "cat"},
+        **{"max_train_steps": 2, "sample_every_n_steps": 2, "network_dim": 4, "min_bucket_reso": 64},
+        "mixed_precision": "no",
+    }
 
 
 RUNS = {
-    "page.toml": PAGE
-    | {"network_module": "networks.lora", "network_args_custom": ["conv_dim=2"], "resolution": "128,128"}
-    | {
+    "page.toml": {
+        **PAGE,
+        **{"network_module": "networks.lora", "network_args_custom": ["conv_dim=2"], "resolution": "128,128"},
+        **{"sample_width": 64, "sample_height": 64, "sample_steps": 1, "text_encoder_lr": "1"},
         "max_data_loader_n_workers": 0,
-        "text_encoder_lr": "1",
-        "sample_width": 64,
-        "sample_height": 64,
-        "sample_steps": 1,
     },
-    "gui.json": GUI_VALUES
-    | {"LoRA_type": "Kohya LoCon", "max_resolution": "128,128", "lr_warmup": "50", "optimizer": "AdamW"}
-    | {"sample_prompts": "a cat --w 64 --h 64 --s 1"},
+    "gui.json": {
+        **GUI_VALUES,
+        **{"LoRA_type": "Kohya LoCon", "max_resolution": "128,128", "lr_warmup": "50", "optimizer": "AdamW"},
+        "sample_prompts": "a cat --w 64 --h 64 --s 1",
+    },
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_file_of_each_tool_trains(name, tiny_file, pictures):
     values = replaced(RUNS[name], tiny_file, pictures)
-    values.pop("max_train_epochs", None)
+    values.pop("sample_every_n_epochs")
     train(["--config_file", write(values, name)])
     weights = load_file("out/cat.safetensors")
     ranks = {weight.shape[0] for key, weight in weights.items() if "lora_down" in key}

@@ -173,6 +173,8 @@ def apply_rules(translation: Translation) -> None:
             translation.become("sdxl_no_half_vae", "no_half_vae", True)
         else:
             translation.leave_out("sdxl_no_half_vae", "counts only with sdxl = true")
+    if not translation.is_on("flux1_checkbox"):
+        translation.leave_out("fp8_base_unet", "counts only with flux1_checkbox = true")
     for key in SPLIT_AT_SPACES:
         if isinstance(translation.value(key), str):
             entry = translation.given[key]
@@ -192,13 +194,13 @@ def _read_command_line(translation: Translation) -> None:
     except ValueError:
         raise UserError(f"{entry.source}: additional_parameters has a quotation mark without its partner") from None
     translation.command_line = Given(words, entry.source)
-    names = [word for word in words if word.startswith("--")]
+    names = [word.partition("=")[0] for word in words if word.startswith("--")]
     translation.changes.append(f"additional_parameters -> {' '.join(names)}")
 
 
 def _choose_network(translation: Translation) -> None:
     """Module, algorithm and arguments of the network from `LoRA_type`; keys that its type has no use for go."""
-    name = translation.value("LoRA_type", "Standard")
+    name = translation.value("LoRA_type") or "Standard"
     if name not in NETWORK_TYPES:
         place = translation.given["LoRA_type"].source
         raise UserError(f"{place}: LoRA_type {name} is not known; known are {', '.join(NETWORK_TYPES)}")
@@ -239,7 +241,7 @@ def _choose_attention(translation: Translation) -> None:
 
 
 def _choose_noise(translation: Translation) -> None:
-    kind = translation.value("noise_offset_type", "Original")
+    kind = translation.value("noise_offset_type") or "Original"
     for key in NOISE.get(kind, ()):
         if not _is_zero(translation.value(key)):
             translation.leave_out(key, f"noise_offset_type is {kind}")
@@ -253,16 +255,21 @@ def _choose_length(translation: Translation) -> None:
     restarts = translation.value("lr_scheduler") == "cosine_with_restarts"
     if restarts and epochs and translation.value("lr_scheduler_num_cycles") == "":
         translation.become("lr_scheduler_num_cycles", "lr_scheduler_num_cycles", int(epochs))
+    counts_steps = not translation.value("dataset_config")
     if given := [key for key in stronger if translation.number(key)]:
         translation.leave_out("epoch", f"{given[0]} is given")
-    elif epochs:
+    elif epochs and counts_steps:
         for key in stronger:
             translation.given.pop(key, None)
         translation.become("epoch", "max_train_epochs", translation.value("epoch"))
+    elif epochs:
+        translation.leave_out("epoch", "kohya_ss does not count steps of a dataset_config")
     if translation.number("lr_warmup_steps"):
         translation.leave_out("lr_warmup", "lr_warmup_steps is given")
-    elif percent := translation.number("lr_warmup"):
+    elif (percent := translation.number("lr_warmup")) and (counts_steps or "max_train_steps" in given):
         translation.become("lr_warmup", "lr_warmup_steps", f"{percent:g}%")
+    elif percent:
+        translation.leave_out("lr_warmup", "kohya_ss does not count steps of a dataset_config")
 
 
 def _drop_zeros(translation: Translation) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from library.errors import UserError
 from library.options.config_file import Given, parse_toml
 from library.options.imports.translation import (
+    NOT_SET,
     OTHER_MODELS,
     Answer,
     Argument,
@@ -101,6 +102,7 @@ PROMPT_OPTIONS = {
     "sample_seed": ("d", 2333),
     "sample_steps": ("s", 24),
 }
+PRESET_KEYS = {"name", "version", "author", "train_type", "description"}
 SWITCHES = ("enable_block_weights", "enable_base_weight", "enable_preview")
 PRODIGY_ARGUMENTS = ("decouple=True", "weight_decay=0.01", "use_bias_correction=True")
 DADAPT_ARGUMENTS = ("decouple=True", "weight_decay=0.01")  # for DAdaptation and DAdaptAdam
@@ -112,8 +114,10 @@ def count_marks(given: dict[str, Given]) -> int:
 
 
 def is_preset(given: dict[str, Given]) -> bool:
-    """Whether the file has the two tables of a preset."""
-    return {"metadata", "data"} <= {entry.table for entry in given.values()}
+    """Whether the file has the two tables of a preset, and nothing but its description in the first."""
+    tables = {entry.table for entry in given.values()}
+    described = {key for key, entry in given.items() if entry.table == "metadata"}
+    return {"metadata", "data"} <= tables and described <= PRESET_KEYS
 
 
 def apply_rules(translation: Translation) -> None:
@@ -137,6 +141,8 @@ def apply_rules(translation: Translation) -> None:
     for switch in SWITCHES:
         if translation.is_on(switch):
             del translation.given[switch]  # what it switches on is there to see
+        else:
+            translation.leave_out(switch, NOT_SET)
 
 
 def _counts(translation: Translation, key: str) -> bool:

@@ -112,21 +112,19 @@ class Translation:
                     self.add_argument(key, flag, name)
                 case LeftOut(reason):
                     self.leave_out(key, reason)
-                case Special():
+                case Special() if entry.value in OFF:
                     self.leave_out(key, NOT_SET)
-                case None:
+                case _:
                     self.options[key] = self.given.pop(key)
 
     def close_lists(self) -> None:
         """Set the flags whose items were collected; what the file itself lists goes before what keys stand for."""
         for flag, items in self.items.items():
-            made = [entry.value for entry in items.values()]
-            self.changes.append(f"{', '.join(self.item_keys[flag])} -> {flag} {' '.join(made)}")
-            source = next(iter(items.values())).source
             own = self.options.get(flag)
             listed = {_name(item): item for item in as_list(own.value)} if own else {}
-            kept = [entry.value for name, entry in items.items() if name not in listed]
-            self.options[flag] = Given([*kept, *listed.values()], source)
+            made = [entry.value for name, entry in items.items() if name not in listed]
+            self.changes.append(f"{', '.join(self.item_keys[flag])} -> {flag} {' '.join(made)}")
+            self.options[flag] = Given([*made, *listed.values()], next(iter(items.values())).source)
 
     def report(self, path: str) -> str:
         """What was done, for the user to read."""
