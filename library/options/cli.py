@@ -19,9 +19,7 @@ from library.options.imports import translate
 logger = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
-META_VARIABLES = {
-    **{"int": "N", "float": "X", "int_or_float": "N", "str": "TEXT", "path": "PATH", "prompts": "PATH_OR_TEXT"}
-}
+META_VARIABLES = {"int": "N", "float": "X", "int_or_float": "N", "str": "TEXT", "path": "PATH", "prompts": "PROMPTS"}
 ARGPARSE_MESSAGES = (  # argparse's words -> ours
     (r"^argument (--\w+): expected one argument$", r"\1 needs a value, none was given"),
     (r"^argument (--\w+): ignored explicit argument", r"\1 takes no value, got"),
