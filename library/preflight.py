@@ -22,7 +22,7 @@ from library.options.groups import SavingOptions, TrainNetworkOptions
 from library.options.honoured import warnings_for
 from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, num_processes, step_plan
-from library.training.prompts import SamplePrompt, read_prompts
+from library.training.prompts import SamplePrompt, prompts_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(optimizer_name(options)))
     attempt(network_arguments, options)
-    prompts = attempt(read_prompts, Path(options.sample_prompts)) if options.sample_prompts else []
+    prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     scanned = attempt(scan_dataset, options)
     if scanned is not None:
         attempt(decode_all, scanned)

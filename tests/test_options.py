@@ -104,6 +104,9 @@ def test_prefix_of_a_flag_is_enough():
         ("seed = 0", "seed", 0),
         ("max_token_length = 75", "max_token_length", None),
         ("max_token_length = 225", "max_token_length", 225),
+        ("max_token_length = 255", "max_token_length", 225),
+        ("scale_weight_norms = 0.0", "scale_weight_norms", None),
+        ('sample_prompts = "a cat\\na dog"', "sample_prompts", "a cat\na dog"),
         ("dynamo_backend = 'no'", "dynamo_backend", "inductor"),
         ("output_name = 'a \"b\" c'", "output_name", 'a "b" c'),
     ],
@@ -319,7 +322,7 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--vae", "no.pt"], "--vae: there is no file or folder no.pt"),
         (["--resume", "no"], "--resume: there is no folder no"),
         (["--sample_prompts", "no.txt"], "--sample_prompts: there is no file no.txt"),
-        (["--sample_prompts", "no.doc"], "--sample_prompts must end in .txt, .toml, .json, got no.doc"),
+        (["--sample_prompts", "."], "--sample_prompts: a file must end in .txt, .toml, .json, got ."),
         (["--before_after"], "--before_after needs --sample_prompts"),
         (["--dim_from_weights"], "--dim_from_weights needs --network_weights, the file to take the rank from"),
         (["--base_weights", "no.pt"], "--base_weights: there is no file no.pt"),
@@ -329,6 +332,7 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--unet_lr", "0", "--text_encoder_lr", "0"], "--learning_rate, --unet_lr and --text_encoder_lr leave "),
         (["--deepspeed"], "--deepspeed is not supported yet: training would run without it"),
         (["--output_config"], "--output_config needs --config_file"),
+        (["--output_config", "--config_file", "new.json"], "--output_config writes TOML: --config_file must end in "),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(argv, sentence):

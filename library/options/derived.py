@@ -7,6 +7,7 @@ from typing import Any
 from library.errors import UserError
 
 DEFAULT_NETWORK = "networks.lora"
+PROMPT_SUFFIXES = (".txt", ".toml", ".json")
 
 
 def resolution_wh(options: Any) -> tuple[int, int]:
@@ -43,6 +44,11 @@ def caption_extension(options: Any) -> str:
     """The ending of caption files, with its dot; the misspelt flag of old scripts goes first."""
     extension = options.caption_extention or options.caption_extension
     return extension if extension.startswith(".") else f".{extension}"
+
+
+def names_prompt_file(sample_prompts: str) -> bool:
+    """Whether `--sample_prompts` is a path, by its ending; anything else is the prompts themselves."""
+    return sample_prompts.lower().endswith(PROMPT_SUFFIXES)
 
 
 def caches_latents(options: Any) -> bool:

@@ -4,6 +4,7 @@ Names, types and defaults of the flags are kohya's, so that command lines and co
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import ClassVar
 from library.errors import quoted_list
 from library.options.checks import above_zero, at_least, conflict, existing_dir, existing_file, problems_of, rates
 from library.options.derived import (
+    PROMPT_SUFFIXES,
     caches_latents,
     is_schedule_free,
     learning_rates,
+    names_prompt_file,
     network_arguments,
     optimizer_name,
     parse_key_values,
@@ -43,7 +46,6 @@ DYNAMO_BACKENDS = (
     *("eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs"),
     *("ofi", "fx2trt", "onnxrt", "tensort", "ipex", "tvm"),
 )
-PROMPT_SUFFIXES = (".txt", ".toml", ".json")
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -362,7 +364,9 @@ class SamplingOptions(OptionGroup):
     sample_every_n_steps: int | None = option(None, "make previews every N steps")
     sample_every_n_epochs: int | None = option(None, "make previews every N epochs, instead of every N steps")
     sample_at_first: bool = option(False, "make previews before the first step")
-    sample_prompts: str | None = option(None, "file of prompts for previews: .txt, .toml or .json", flag_type="path")
+    sample_prompts: str | None = option(
+        None, "file of prompts for previews (.txt, .toml or .json), or the prompts, one a line", flag_type="prompts"
+    )
     sample_sampler: str = option("ddim", "sampler of previews", choices=SAMPLERS)
     before_after: bool = option(
         False, "at the end write one picture that shows the sample prompts without and with the network"
@@ -371,9 +375,11 @@ class SamplingOptions(OptionGroup):
     def check(self) -> list[str]:
         if self.before_after and not self.sample_prompts:
             return ["--before_after needs --sample_prompts, the prompts to show"]
-        if self.sample_prompts and Path(self.sample_prompts).suffix not in PROMPT_SUFFIXES:
-            return [f"--sample_prompts must end in {', '.join(PROMPT_SUFFIXES)}, got {self.sample_prompts}"]
-        return existing_file("sample_prompts", self.sample_prompts)
+        if not self.sample_prompts or names_prompt_file(self.sample_prompts):
+            return existing_file("sample_prompts", self.sample_prompts)
+        if os.path.exists(self.sample_prompts):
+            return [f"--sample_prompts: a file must end in {', '.join(PROMPT_SUFFIXES)}, got {self.sample_prompts}"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -535,7 +541,7 @@ class ConfigOptions(OptionGroup):
     """Configuration file"""
 
     config_file: str | None = option(
-        None, "TOML file of options; what is given on the command line goes first", flag_type="path"
+        None, "TOML or JSON file of options; what is given on the command line goes first", flag_type="path"
     )
     output_config: bool = option(False, "write the options of the command line to --config_file and stop")
     strict_config: bool = option(False, "an unknown key in --config_file is an error, not a warning")
@@ -543,6 +549,8 @@ class ConfigOptions(OptionGroup):
     def check(self) -> list[str]:
         if self.output_config and not self.config_file:
             return ["--output_config needs --config_file, the file to write"]
+        if self.output_config and self.config_file.lower().endswith(".json"):
+            return [f"--output_config writes TOML: --config_file must end in .toml, got {self.config_file}"]
         return []
 
 
