@@ -127,8 +127,12 @@ def write_masks(folder: Path, pictures: Path) -> Path:
 
 
 def write_dataset_config(shipped: Path, pictures: Path) -> Path:
-    """A shipped dataset file with toy pictures, a quarter as large."""
+    """A shipped dataset file with toy pictures, a quarter as large; the pictures are made large enough for it."""
     config = toml.load(shipped)
+    for picture in pictures.glob("*/*.png"):
+        with Image.open(picture) as image:
+            larger = image.resize((image.width * 4, image.height * 4))
+        larger.save(picture)
     for dataset in config["datasets"]:
         dataset["resolution"] //= 4
         for subset in dataset["subsets"]:

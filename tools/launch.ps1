@@ -40,15 +40,17 @@ function Start-Training($More) {
     } elseif ("$multi_gpu" -notin "0", "false", "") {
         Stop-WithError "multi_gpu must be 1 or 0, got $multi_gpu"
     }
-    if ("$gpu_ids" -ne "") { $env:CUDA_VISIBLE_DEVICES = "$gpu_ids" }
     if (-not $env:PYTHONUTF8) { $env:PYTHONUTF8 = "1" }
     if (-not $env:HF_HUB_OFFLINE) { $env:HF_HUB_OFFLINE = "1" }
     # PowerShell reads 512,512 on its command line as a list of two.
     $More = @($More | ForEach-Object { $_ -join "," })
+    $visible = $env:CUDA_VISIBLE_DEVICES
     Push-Location -LiteralPath (Split-Path -Parent $PSScriptRoot)
     try {
+        if ("$gpu_ids" -ne "") { $env:CUDA_VISIBLE_DEVICES = "$gpu_ids" }
         & $python @command train_network.py @arguments @More
     } finally {
         Pop-Location
+        $env:CUDA_VISIBLE_DEVICES = $visible
     }
 }
