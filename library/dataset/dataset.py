@@ -13,6 +13,7 @@ from torch import Tensor
 from library.dataset import images
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
+from library.dataset.cache_check import WantedLatents
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions
 from library.dataset.sampler import BucketSampler, Draw, sampler_of
@@ -62,7 +63,8 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         cached = self._cached(draw.index)
         width, height = cached.original_size_wh if cached else record.size_wh
         left, top, right, _ = cached.crop_ltrb if cached else choice.crop_ltrb
-        image, mask = (None, cached.alpha_mask) if cached else self._augmented_image(draw.index, flipped, rng)
+        cached_mask = cached.alpha_mask if cached and self.is_masked(draw.index) else None
+        image, mask = (None, cached_mask) if cached else self._augmented_image(draw.index, flipped, rng)
         if cached and mask is not None and flipped:
             mask = images.flip(mask)
         return Example(
@@ -99,17 +101,30 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         """Whether a mask weighs the loss of this record."""
         return self._subset(index).alpha_mask or self.scanned.records[index].mask_path is not None
 
-    def set_cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
-        """Keep a record's latents [C, h, w] in memory; returns them in the form in which they are written to disk."""
-        cached = CachedLatents(
+    def wanted_latents(self, index: int) -> WantedLatents:
+        """What a record's latents must be, wherever they come from."""
+        record, choice = self.scanned.records[index], self.choices[index]
+        width, height = choice.resized_wh
+        return WantedLatents(
+            picture=record.path,
+            original_size_wh=record.size_wh,
+            bucket_wh=choice.bucket_wh,
+            crop_ltrb=choice.crop_ltrb,
+            resized=f"{width}x{height} {self.scanned.spec_of(record).resize_interpolation or 'default'}",
+            mirrored=self._subset(index).flip_aug,
+            masked=self.is_masked(index),
+            mask=record.mask_path,
+        )
+
+    def cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
+        """A record's latents [C, h, w] with its sizes and mask, as they are kept in memory and on disk."""
+        return CachedLatents(
             latents=latents.float().cpu().numpy(),
             original_size_wh=self.scanned.records[index].size_wh,
             crop_ltrb=self.choices[index].crop_ltrb,
             latents_flipped=None if flipped is None else flipped.float().cpu().numpy(),
             alpha_mask=self._pixels(index)[1] if self.is_masked(index) else None,
         )
-        self.latents[index] = cached
-        return cached
 
     def _subset(self, index: int) -> SubsetOptions:
         return self.scanned.subsets[self.scanned.records[index].subset]

@@ -77,6 +77,8 @@ class ModelFamily(Protocol):
 
     def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
 
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]: ...  # mean, deviation of encode_images
+
     def decode_latents(self, latents: Tensor) -> Tensor: ...  # scaled -> [B, 3, H, W] around [-1, 1]
 
     def release_vae(self) -> None: ...  # off the device, until it is used again

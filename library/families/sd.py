@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -88,9 +89,17 @@ class Sd:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Latents [B, 4, h, w], not scaled, sampled from the VAE's posterior of images [B, 3, H, W] in [-1, 1]."""
+        return self._posterior(images).sample().float()
+
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [B, 4, h, w] each, of what `encode_images` samples from."""
+        posterior = self._posterior(images)
+        return posterior.mean.float(), posterior.std.float()
+
+    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
         self.vae.to(self.device)
         with torch.no_grad():
-            return self.vae.encode(images.to(self.device, self.vae_dtype)).latent_dist.sample().float()
+            return self.vae.encode(images.to(self.device, self.vae_dtype)).latent_dist
 
     def release_vae(self) -> None:
         """Take the VAE off the device once nothing needs it there."""

@@ -77,7 +77,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
     dataset = TrainingDataset(checked.scanned, options, state.seed, plan.max_train_steps)
     if caches_latents(options):
-        cache_latents(dataset, family, options, accelerator.is_local_main_process)
+        cache_latents(dataset, family, options, accelerator)
         family.release_vae()
 
     network, optimizer, scheduler = accelerator.prepare(network, optimizer, scheduler)
