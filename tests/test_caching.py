@@ -3,6 +3,9 @@
 import logging
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from library.families.sd import Sd
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import cache_latents
 
+ROOT = Path(__file__).parents[1]
 ENCODER = "first_stage_model.encoder."
 
 
@@ -265,3 +269,30 @@ def test_one_picture_in_two_sizes_has_one_file_and_the_right_latents_twice(cache
         assert {example.target_size_hw for example in examples} == {(64, 64), (128, 128)}
         assert all(tuple(e.latents.shape[1:]) == tuple(side // 8 for side in e.target_size_hw) for e in examples)
     assert len(dataset.latents_paths) == len(dataset.latents) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_on_files(cache, model, pictures, tmp_path):
+    arguments = tiny.arguments(model, pictures, tmp_path / "out", cache_latents_to_disk=True)
+    world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train_network.py", *arguments],
+            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        for rank in ("0", "1")
+    ]
+    messages = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], messages
+    assert "caching latents: 100%" in messages[0] and "2/2" in messages[0]
+    dataset, family, said = cache()
+    assert said == "latents: 4 of 4 pictures have theirs on disk" and are_right(dataset, family)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

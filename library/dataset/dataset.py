@@ -14,7 +14,7 @@ from library.dataset import images
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
 from library.dataset.cache_check import WantedLatents
-from library.dataset.captions import process_caption
+from library.dataset.captions import possible_captions, process_caption
 from library.dataset.config import SubsetOptions
 from library.dataset.sampler import BucketSampler, Draw, sampler_of
 from library.dataset.scan import ScannedDataset, unreadable_reason
@@ -96,6 +96,16 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
     def image(self, index: int) -> Tensor:
         """A record's picture [3, H, W] in [-1, 1], centre-cropped and not augmented, as its latents are cached."""
         return torch.from_numpy(images.to_model_input(self._pixels(index)[0]))
+
+    def distinct_captions(self) -> list[str] | None:
+        """Every caption that training will see; None where captions change from draw to draw."""
+        found: dict[str, None] = {}
+        for index, repeats in enumerate(self.repeats):
+            captions = possible_captions(self.scanned.records[index].caption, self._subset(index)) if repeats else []
+            if captions is None:
+                return None
+            found |= dict.fromkeys(captions)
+        return list(found)
 
     def is_masked(self, index: int) -> bool:
         """Whether a mask weighs the loss of this record."""

@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -68,6 +68,13 @@ class ModelFamily(Protocol):
     def latents(self, batch: Batch) -> Tensor: ...  # [B, C, h, w], scaled as the U-Net sees them
 
     def conds(self, batch: Batch) -> Conds: ...
+
+    def remember_text(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
+        """Encode all captions there will be with frozen text encoders, which then leave the device.
+
+        `progress` is called for each; False where they need too much memory, and nothing is changed then.
+        """
+        ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor: ...
 

@@ -26,7 +26,7 @@ from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, merge_base_weights
 from library.training import saving
-from library.training.caching import cache_latents
+from library.training.caching import cache_latents, cache_text
 from library.training.loop import run
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
@@ -89,6 +89,9 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
     else:
         torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
+    if not family.trains_text_encoder:
+        network.eval()  # adapters of the text encoder, where they were loaded, without dropout
+        cache_text(dataset, family, accelerator)
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
     recipe = NetworkRecipe(

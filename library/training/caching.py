@@ -1,4 +1,4 @@
-"""Latents computed once: from the VAE or from kohya's .npz files, kept in memory or on disk."""
+"""Computed once: latents, from the VAE or from kohya's .npz files, and what a frozen text encoder makes of captions."""
 
 import logging
 from collections import Counter
@@ -44,6 +44,27 @@ def cache_latents(
     if broken:
         names = quoted_list([str(dataset.scanned.records[index].path) for index in sorted(broken)])
         raise UserError(f"the VAE made NaN of {names}; use --no_half_vae, or another --vae")
+
+
+def cache_text(dataset: TrainingDataset, family: ModelFamily, accelerator: Accelerator) -> None:
+    """Encode all captions, if they are the same in every draw, so that the text encoder can leave the device.
+
+    It has no other numbers than those that `family.conds` would compute later, under the same autocast.
+    """
+    captions = dataset.distinct_captions()
+    if captions is None:
+        return
+    hidden = not accelerator.is_local_main_process
+    with (
+        accelerator.autocast(),
+        tqdm(total=len(captions), desc="encoding captions", unit="captions", disable=hidden, delay=1) as bar,
+    ):
+        all_remembered = family.remember_text(captions, bar.update)
+    if not all_remembered:
+        logger.warning(
+            "%d different captions are too many to be encoded beforehand; the text encoder stays where it is",
+            len(captions),
+        )
 
 
 def files_of(dataset: TrainingDataset, indices: list[int], suffix: str) -> tuple[dict[int, Path], list[int]]:
