@@ -23,6 +23,7 @@ from library.dataset.scan import scan_dataset
 from library.families.sd import Sd
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import cache_latents
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 ENCODER = "first_stage_model.encoder."

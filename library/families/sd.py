@@ -128,11 +128,11 @@ class Sd:
         return self._hidden_states(clip.tokenize(self.tokenizer, captions, self.num_chunks))
 
     def _hidden_states(self, ids: Tensor) -> Tensor:
-        if not self._text_memory.is_complete:
-            return clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
-        self.text_encoder.to(self.device)  # a preview's prompt; training needs it no more
+        if self._text_memory.is_complete:  # a preview's prompt: training asks no more
+            self.text_encoder.to(self.device)
         hidden = clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
-        self.text_encoder.to("cpu")
+        if self._text_memory.is_complete:
+            self.text_encoder.to("cpu")
         return hidden
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch) -> Tensor:

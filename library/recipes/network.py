@@ -91,7 +91,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
-        cache_text(dataset, family, accelerator)
+        cache_text([dataset], family, accelerator)
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
     recipe = NetworkRecipe(

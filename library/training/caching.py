@@ -1,8 +1,9 @@
 """Computed once: latents, from the VAE or from kohya's .npz files, and what a frozen text encoder makes of captions."""
 
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,14 +47,15 @@ def cache_latents(
         raise UserError(f"the VAE made NaN of {names}; use --no_half_vae, or another --vae")
 
 
-def cache_text(dataset: TrainingDataset, family: ModelFamily, accelerator: Accelerator) -> None:
+def cache_text(datasets: Sequence[TrainingDataset], family: ModelFamily, accelerator: Accelerator) -> None:
     """Encode all captions, if they are the same in every draw, so that the text encoder can leave the device.
 
-    It has no other numbers than those that `family.conds` would compute later, under the same autocast.
+    The numbers are those that `family.conds` would compute later, under the same autocast.
     """
-    captions = dataset.distinct_captions()
-    if captions is None:
+    captions_of_each = [dataset.distinct_captions() for dataset in datasets]
+    if None in captions_of_each:
         return
+    captions = list(dict.fromkeys(itertools.chain(*captions_of_each)))
     hidden = not accelerator.is_local_main_process
     with (
         accelerator.autocast(),
@@ -62,7 +64,7 @@ def cache_text(dataset: TrainingDataset, family: ModelFamily, accelerator: Accel
         all_remembered = family.remember_text(captions, bar.update)
     if not all_remembered:
         logger.warning(
-            "%d different captions are too many to be encoded beforehand; the text encoder stays where it is",
+            "%d different captions would take over 2 GB when encoded beforehand; the text encoder stays where it is",
             len(captions),
         )
 
@@ -102,7 +104,10 @@ def cache_on_disk(
     vae = VaeCheck(family)
     owners = sorted({path: index for index, path in files.items()}.values())  # one record for each file
     mine = owners[accelerator.process_index :: accelerator.num_processes]
-    reasons = absences(files, mine) if options.skip_cache_check else reasons_to_make(dataset, files, mine, vae)
+    if options.skip_cache_check:
+        reasons = {index: ABSENT for index in mine if not files[index].is_file()}
+    else:
+        reasons = reasons_to_make(dataset, files, mine, vae, accelerator)
     found = gather_object(list(reasons.items()))
     log_findings(len(owners), Counter(reason for _, reason in found))
     to_make = sorted(index for index, _ in found)[accelerator.process_index :: accelerator.num_processes]
@@ -145,18 +150,20 @@ def batches_of_one_size(dataset: TrainingDataset, indices: list[int], batch_size
     return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
-def absences(files: dict[int, Path], indices: list[int]) -> dict[int, str]:
-    """The records that have no file at all."""
-    return {index: ABSENT for index in indices if not files[index].is_file()}
-
-
 def reasons_to_make(
-    dataset: TrainingDataset, files: dict[int, Path], indices: list[int], vae: VaeCheck
+    dataset: TrainingDataset, files: dict[int, Path], indices: list[int], vae: VaeCheck, accelerator: Accelerator
 ) -> dict[int, str]:
     """The records whose files cannot be used, and why."""
-    with ThreadPoolExecutor(NUM_READERS) as pool:
+    findings: dict[int, Finding] = {}
+    hidden = not accelerator.is_local_main_process
+    with (
+        ThreadPoolExecutor(NUM_READERS) as pool,
+        tqdm(total=len(indices), desc="checking latents", unit="files", disable=hidden, delay=1) as bar,
+    ):
         found = pool.map(lambda index: examine(files[index], dataset.wanted_latents(index)), indices)
-        findings: dict[int, Finding] = dict(zip(indices, found, strict=True))
+        for index, finding in zip(indices, found, strict=True):
+            findings[index] = finding
+            bar.update()
     usable = [index for index, finding in findings.items() if finding.reason is None]
     of_known_vae = [index for index in usable if findings[index].vae is not None]
     others = [index for index in usable if findings[index].vae is None]
