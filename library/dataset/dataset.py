@@ -11,6 +11,8 @@ from torch import Tensor
 from library.dataset import images
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
+from library.dataset.cache_check import WantedLatents
+from library.dataset.captions import possible_captions
 from library.dataset.config import SubsetOptions
 from library.dataset.sampler import BucketSampler, Draw, sampler_of
 from library.dataset.scan import ScannedDataset
@@ -56,7 +58,9 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         view = self.views.view(draw, with_picture=cached is None)
         width, height = cached.original_size_wh if cached else record.size_wh
         left, top, right, _ = cached.crop_ltrb if cached else choice.crop_ltrb
-        mask = cached.alpha_mask if cached else view.mask
+        mask = view.mask
+        if cached:
+            mask = cached.alpha_mask if self.is_masked(draw.index) else None
         if cached and mask is not None and view.flipped:
             mask = images.flip(mask)
         return Example(
@@ -90,21 +94,44 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         """A record's picture [3, H, W] in [-1, 1], centre-cropped and not augmented, as its latents are cached."""
         return torch.from_numpy(images.to_model_input(self.views.pixels(index)[0]))
 
+    def distinct_captions(self) -> list[str] | None:
+        """Every caption that training will see; None where captions change from draw to draw."""
+        found: dict[str, None] = {}
+        for index, repeats in enumerate(self.repeats):
+            captions = possible_captions(self.scanned.records[index].caption, self._subset(index)) if repeats else []
+            if captions is None:
+                return None
+            found |= dict.fromkeys(captions)
+        return list(found)
+
     def is_masked(self, index: int) -> bool:
         """Whether a mask weighs the loss of this record."""
         return self.views.is_masked(index)
 
-    def set_cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
-        """Keep a record's latents [C, h, w] in memory; returns them in the form in which they are written to disk."""
-        cached = CachedLatents(
+    def wanted_latents(self, index: int) -> WantedLatents:
+        """What a record's latents must be, wherever they come from."""
+        record, choice = self.scanned.records[index], self.choices[index]
+        width, height = choice.resized_wh
+        return WantedLatents(
+            picture=record.path,
+            original_size_wh=record.size_wh,
+            bucket_wh=choice.bucket_wh,
+            crop_ltrb=choice.crop_ltrb,
+            resized=f"{width}x{height} {self.scanned.spec_of(record).resize_interpolation or 'default'}",
+            mirrored=self._subset(index).flip_aug,
+            masked=self.is_masked(index),
+            mask=record.mask_path,
+        )
+
+    def cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
+        """A record's latents [C, h, w] with its sizes and mask, as they are kept in memory and on disk."""
+        return CachedLatents(
             latents=latents.float().cpu().numpy(),
             original_size_wh=self.scanned.records[index].size_wh,
             crop_ltrb=self.choices[index].crop_ltrb,
             latents_flipped=None if flipped is None else flipped.float().cpu().numpy(),
             alpha_mask=self.views.pixels(index)[1] if self.is_masked(index) else None,
         )
-        self.latents[index] = cached
-        return cached
 
     def _subset(self, index: int) -> SubsetOptions:
         return self.views.subset(index)

@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -82,6 +82,13 @@ class ModelFamily(Protocol):
 
     def conds(self, batch: Batch) -> Conds: ...
 
+    def remember_text(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
+        """Encode all captions there will be with frozen text encoders, which then leave the device.
+
+        `progress` is called for each; False where they need too much memory, and nothing is changed then.
+        """
+        ...
+
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor: ...
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
@@ -89,6 +96,8 @@ class ModelFamily(Protocol):
     def enable_gradient_checkpointing(self) -> None: ...
 
     def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
+
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]: ...  # mean, deviation of encode_images
 
     def decode_latents(self, latents: Tensor) -> Tensor: ...  # scaled -> [B, 3, H, W] around [-1, 1]
 

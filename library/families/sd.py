@@ -1,12 +1,12 @@
 """Stable Diffusion 1.x and 2.x: what the model is made of, and how training asks it."""
 
 import re
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -15,10 +15,10 @@ from library.families.base import AdapterTarget, Batch, Conds
 from library.families.blocks import BlockLayout
 from library.families.checkpoints import load_models
 from library.families.detect import inspect_checkpoint
+from library.families.text_memory import TextMemory
 from library.options.groups import ModelOptions
 
 LATENT_SCALE = 0.18215  # arXiv:2112.10752, appendix G
-MAX_REMEMBERED_CAPTIONS = 512  # conditioning of a frozen text encoder kept on the device, 0.24 MB each in fp32
 
 TEXT_CLASSES = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 UNET_CLASSES = ("Transformer2DModel",)
@@ -71,7 +71,7 @@ class Sd:
         self.unet.to(device)
         self.text_encoder.to(device)
         self.trains_text_encoder = False
-        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
+        self._text_memory = TextMemory(lambda caption: {"hidden": self.encode_text([caption])[0]}, device, dtype)
 
     @property
     def num_chunks(self) -> int:
@@ -88,9 +88,17 @@ class Sd:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Latents [B, 4, h, w], not scaled, sampled from the VAE's posterior of images [B, 3, H, W] in [-1, 1]."""
+        return self._posterior(images).sample().float()
+
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [B, 4, h, w] each, of what `encode_images` samples from."""
+        posterior = self._posterior(images)
+        return posterior.mean.float(), posterior.std.float()
+
+    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
         self.vae.to(self.device)
         with torch.no_grad():
-            return self.vae.encode(images.to(self.device, self.vae_dtype)).latent_dist.sample().float()
+            return self.vae.encode(images.to(self.device, self.vae_dtype)).latent_dist
 
     def release_vae(self) -> None:
         """Take the VAE off the device once nothing needs it there."""
@@ -103,7 +111,13 @@ class Sd:
     def conds(self, batch: Batch) -> Conds:
         if self.trains_text_encoder:
             return {"hidden": self.encode_text(batch.captions)}
-        return {"hidden": torch.stack([self._remembered_text(caption) for caption in batch.captions])}
+        return self._text_memory.conds(batch.captions)
+
+    def remember_text(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
+        if not self._text_memory.fill(captions, progress):
+            return False
+        self.text_encoder.to("cpu")
+        return True
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Hidden states [B, L, D] of captions, L = 75 num_chunks + 2; with --weighted_captions times their weights."""
@@ -114,15 +128,12 @@ class Sd:
         return self._hidden_states(clip.tokenize(self.tokenizer, captions, self.num_chunks))
 
     def _hidden_states(self, ids: Tensor) -> Tensor:
-        return clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
-
-    def _remembered_text(self, caption: str) -> Tensor:
-        if caption not in self._remembered:
-            with torch.no_grad():
-                self._remembered[caption] = self.encode_text([caption])[0]
-            if len(self._remembered) > MAX_REMEMBERED_CAPTIONS:
-                self._remembered.popitem(last=False)
-        return self._remembered[caption]
+        if self._text_memory.is_complete:  # a preview's prompt: training asks no more
+            self.text_encoder.to(self.device)
+        hidden = clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
+        if self._text_memory.is_complete:
+            self.text_encoder.to("cpu")
+        return hidden
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch) -> Tensor:
         return self.unet(noisy, timesteps, conds["hidden"], return_dict=False)[0]

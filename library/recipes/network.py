@@ -26,7 +26,7 @@ from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, merge_base_weights
 from library.training import saving
-from library.training.caching import cache_latents
+from library.training.caching import cache_latents, cache_text
 from library.training.loop import run
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
@@ -78,9 +78,10 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
     dataset = TrainingDataset(checked.scanned, options, state.seed, plan.max_train_steps)
     held_out = checked.validation and TrainingDataset(checked.validation, options, state.seed, plan.max_train_steps)
+    datasets = [dataset, held_out] if held_out else [dataset]
     if caches_latents(options):
-        for pictures in filter(None, (dataset, held_out)):
-            cache_latents(pictures, family, options, accelerator.is_local_main_process)
+        for pictures in datasets:
+            cache_latents(pictures, family, options, accelerator)
         family.release_vae()
 
     network, optimizer, scheduler = accelerator.prepare(network, optimizer, scheduler)
@@ -92,6 +93,9 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
     else:
         torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
+    if not family.trains_text_encoder:
+        network.eval()  # adapters of the text encoder, where they were loaded, without dropout
+        cache_text(datasets, family, accelerator)
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
     recipe = NetworkRecipe(
