@@ -50,7 +50,7 @@ class ExternalAlgorithm:
             network.apply_to(models.text_encoder, models.unet, *parts)
             external = ExternalNetwork(network, models)
             if options.network_weights:
-                external.load_weights(Path(options.network_weights))
+                external.load_weights(Path(options.network_weights), made_of_it=options.dim_from_weights)
         return external
 
     def _new_network(self, models: KohyaModels, options: NetworkOptions, network_args: dict) -> nn.Module:
@@ -85,7 +85,9 @@ def refusals_told(module: ModuleType) -> Iterator[None]:
     """A UserError where the module stops at what it was given."""
     try:
         yield
-    except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"--network_module {module.__name__} stopped at --network_args or a file: {reason}") from error
 
@@ -182,14 +184,22 @@ class ExternalNetwork(nn.Module):
                 metadata = metadata | (file.metadata() or {})
             return safetensors.torch.load(path.read_bytes()), metadata  # not mapped, so that Windows can remove it
 
-    def load_weights(self, path: Path) -> None:
-        """Take weights from a file; all its keys must belong here and fit, and all of ours must be in it."""
+    def load_weights(self, path: Path, made_of_it: bool = False) -> None:
+        """Take weights from a file; all its keys must belong here and fit, and all of ours must be in it.
+
+        A network that was made of the file may have them already, and some add them a second time.
+        """
         weights = read_weights(path)
-        own, _ = self._own_file(Path(tempfile.gettempdir()), {})
-        require_same(own, weights, path)
+        require_same(own := self._own_weights(), weights, path)
+        if made_of_it and are_near(own, weights):
+            return
         require_same_alphas(own, weights, path)
-        if not all(torch.allclose(own[name].float(), value.float()) for name, value in weights.items()):
-            self.network.load_weights(str(path))  # a network that was made of the file may have them already
+        self.network.load_weights(str(path))
+        if not are_near(self._own_weights(), weights):
+            raise UserError(f"--network_weights: {type(self.network).__name__} did not take the weights of {path}")
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        return self._own_file(Path(tempfile.gettempdir()), {})[0]
 
     def check_saved(self, path: Path) -> int:
         """Read a file back; returns the number of layers of the model that it changes."""
@@ -241,6 +251,13 @@ def names_of_groups(are_text: Sequence[bool]) -> list[str]:
     """Names for logs of groups that the network does not describe: by part where there is one of each, else numbers."""
     names = ["textencoder" if is_text else "unet" for is_text in are_text]
     return names if len(set(names)) == len(names) else [f"group{index}" for index in range(len(names))]
+
+
+def are_near(own: dict[str, Tensor], weights: dict[str, Tensor]) -> bool:
+    """Whether weights are the same up to rounding; alphas do not count, a network may tell them otherwise."""
+    names = [name for name in weights if not name.endswith(".alpha")]
+    difference = sum((own[name].float().flatten() - weights[name].float().flatten()).square().sum() for name in names)
+    return bool(difference <= 1e-4 * sum(weights[name].float().square().sum() for name in names))
 
 
 def require_same_alphas(own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:

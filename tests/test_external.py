@@ -3,7 +3,6 @@
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,11 @@ from train_network import train
 
 lycoris = pytest.importorskip("lycoris.kohya", reason="the package lycoris-lora is not installed")
 ALGOS = ["lora", "locon", "loha", "lokr", "ia3", "dylora", "full", "diag-oft", "boft", "glora"]
-WITHOUT_FILES = ["ia3", "dylora"]  # of which LyCORIS makes no network: it fails, or ends in another algorithm
+REFUSED = {  # by algorithm and --dim_from_weights: where LyCORIS fails, or says nothing and takes nothing
+    ("dylora", False): "did not take the weights",
+    ("dylora", True): "lycoris.kohya stopped at",
+    ("ia3", True): "lycoris.kohya stopped at",
+}
 ADDED_BY_FULL = ("conv_in", "conv_out", "time_embedding_linear_1", "time_embedding_linear_2")  # what kohya leaves alone
 NAME = "lycoris.kohya"
 
@@ -60,11 +63,11 @@ def answer(family: Sd) -> Tensor:
     return family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), conds, None)
 
 
-def train_a_little(network: nn.Module) -> None:
+def train_a_little(network: nn.Module, size: float = 0.03) -> None:
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(0.03 * torch.randn_like(parameter))
+            parameter.add_(size * torch.randn_like(parameter))
 
 
 def arguments(tiny_file: Path, pictures: Path, output: Path, *network_args: str, **more: object) -> list[str]:
@@ -85,7 +88,7 @@ def test_two_steps_train_and_the_file_has_kohyas_names(algo, tiny_file, pictures
     train(arguments(tiny_file, pictures, tmp_path / "out", f"algo={algo}", gradient_checkpointing=True))
     path = tmp_path / "out" / "lora.safetensors"
     weights = load_file(path)
-    untrained = build({"algo": algo}, network_alpha=1)[1]._own_file(tmp_path, {})[0]
+    untrained = build({"algo": algo}, network_alpha=1)[1]._own_weights()
     assert weights.keys() == untrained.keys()
     added = {f"lora_unet_{name}" for name in ADDED_BY_FULL}
     assert layers_of(weights) == kohyas_layers(build()[0]) | added
@@ -112,14 +115,21 @@ def test_a_new_network_changes_nothing_and_multiplier_zero_is_off(algo, build, t
 @pytest.mark.parametrize("from_weights", [False, True])
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_saved_network_answers_the_same_when_loaded(algo, from_weights, build, tmp_path):
-    if from_weights and algo in WITHOUT_FILES:
-        pytest.skip("LyCORIS makes no such network from its file")
     family, network = build({"algo": algo})
     train_a_little(network.eval())
     trained, path = answer(family), tmp_path / "网络 1.safetensors"
     network.save_weights(path, None, {"ss_epoch": "1"})
     assert network.check_saved(path) == len(layers_of(load_file(path)))
-    again, loaded = build({} if from_weights else {"algo": algo}, network_weights=str(path), dim_from_weights=from_weights)
+
+    def load() -> tuple[Sd, ExternalNetwork]:
+        given = {} if from_weights else {"algo": algo}
+        return build(given, network_weights=str(path), dim_from_weights=from_weights)
+
+    if (algo, from_weights) in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[algo, from_weights]):
+            load()
+        return
+    again, loaded = load()
     loaded.eval()
     torch.testing.assert_close(answer(again), trained, rtol=1e-4, atol=1e-5)
 
@@ -146,6 +156,7 @@ def test_names_of_a_full_size_model_are_those_of_kohyas_networks():
 PRESET = """
 enable_conv = false
 unet_target_module = ["Transformer2DModel"]
+unet_target_name = []
 text_encoder_target_module = []
 
 [module_algo_map.FeedForward]
@@ -228,7 +239,7 @@ def restored_models() -> Iterator[None]:
 def test_diffusers_draws_the_same_pictures_with_a_file_of_lycoris_lora(build, tmp_path, restored_models):
     arguments = {"algo": "lora", "preset": "attn-mlp"}
     family, network = build(arguments)
-    train_a_little(network.eval())
+    train_a_little(network.eval(), 0.3)
     network.save_weights(tmp_path / "a.safetensors", None, {"ss_epoch": "1"})
     pipeline: StableDiffusionPipeline = diffusers_pipeline(family, "sd1")
     without = drawn_by(pipeline, PROMPT)
@@ -236,3 +247,173 @@ def test_diffusers_draws_the_same_pictures_with_a_file_of_lycoris_lora(build, tm
     theirs, ours = drawn_by(pipeline, PROMPT), np.asarray(draw(family, PROMPT, "ddim"), dtype=int)
     assert abs(theirs - without).max() > 10 * TOLERANCE, "the network must be seen in the picture"
     assert abs(theirs - ours).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"algo": "loa"}, "algo must be one of .*loha.*, got 'loa'"),
+        ({"algo": "tlora"}, "got 'tlora'"),
+        ({"preset": "ful"}, "preset must be one of full, .* or a TOML file, got 'ful'"),
+    ],
+)
+def test_what_lycoris_has_not_is_refused_before_a_model_is_loaded(given, message):
+    with pytest.raises(UserError, match=message):
+        load_algorithm(NAME).check_arguments(given)
+
+
+def test_a_broken_preset_file_is_named(tmp_path):
+    (tmp_path / "a.toml").write_text("unet_target_modul = []", encoding="utf-8")
+    with pytest.raises(UserError, match=r"preset: .*a\.toml is no preset file"):
+        load_algorithm(NAME).check_arguments({"preset": str(tmp_path / "a.toml")})
+
+
+def test_arguments_that_lycoris_ignores_are_named_and_the_others_are_not(caplog):
+    known = {"algo": "lokr", "factor": "8", "conv_dim": "4", "use_tucker": "True", "constrain": "1", "dora_wd": "False"}
+    load_algorithm(NAME).check_arguments(known)
+    assert not caplog.text
+    load_algorithm(NAME).check_arguments(known | {"conv_dimm": "4"})
+    assert "lycoris.kohya seems not to read conv_dimm; did you mean conv_dim?" in caplog.text
+
+
+@pytest.mark.parametrize("given", [{"algo": "glora"}, {"algo": "ia3"}, {"dora_wd": "True"}])
+def test_files_that_programs_read_otherwise_are_told_of(given, caplog):
+    load_algorithm(NAME).check_arguments(given)
+    assert "files of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lycoris.kohyaa", "there is no module lycoris.kohyaa; did you mean lycoris.kohya?"),
+        ("nonsense.kohya", "needs the package nonsense, which is not installed"),
+        ("networks.lorra", "there is no network networks.lorra here; there is networks.lora"),
+        ("networks.base", "there is no network networks.base here"),
+    ],
+)
+def test_a_module_that_is_not_there_is_named(name, message):
+    (problem,) = check_network_module(name)
+    assert message in problem
+
+
+def test_the_modules_that_are_there_are_taken():
+    assert [problem for name in (None, "networks.lora", NAME) for problem in check_network_module(name)] == []
+
+
+def test_a_package_that_is_installed_under_another_name_is_told(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert check_network_module(NAME) == [
+        "--network_module lycoris.kohya needs the package lycoris, which is not installed: pip install lycoris-lora"
+    ]
+
+
+STRANGERS = """
+import torch
+from torch import nn
+
+
+class Gate(nn.Module):
+    def __init__(self, layer, strength):
+        super().__init__()
+        self.gate = nn.Parameter(torch.full((layer.out_features,), strength))
+        self.layer, self.base = [layer], layer.forward
+
+    def forward(self, x):
+        return self.base(x) * (1 + self.gate)
+
+
+class Network(nn.Module):
+    def __init__(self, text_encoder, unet, strength):
+        super().__init__()
+        self.roots, self.strength = {"lora_te": text_encoder, "lora_unet": unet}, strength
+        self.epochs = 0
+
+    def apply_to(self, text_encoder, unet, apply_text_encoder=True, apply_unet=True):
+        for (prefix, root), wanted in zip(self.roots.items(), (apply_text_encoder, apply_unet)):
+            for path, attention in root.named_modules() if wanted else ():
+                if type(attention).__name__ in ("CrossAttention", "CLIPAttention"):
+                    name = "to_q" if prefix == "lora_unet" else "q_proj"
+                    layer = getattr(attention, name)
+                    gate = Gate(layer, self.strength)
+                    layer.forward = gate.forward
+                    self.add_module(f"{prefix}_{path}_{name}".replace(".", "_"), gate)
+
+    def prepare_optimizer_params(self, text_encoder_lr, unet_lr):
+        groups = []
+        for prefix, lr in (("lora_te", text_encoder_lr), ("lora_unet", unet_lr)):
+            groups.append({"params": [p for n, p in self.named_parameters() if n.startswith(prefix)], "lr": lr})
+        return groups
+
+    def on_epoch_start(self, text_encoder, unet):
+        self.epochs += 1
+
+    def save_weights(self, file, dtype, metadata):
+        from safetensors.torch import save_file
+        save_file(self.state_dict(), file, {**metadata, "gates": "per output"})
+
+    def load_weights(self, file):
+        from safetensors.torch import load_file
+        self.load_state_dict(load_file(file))
+
+
+def create_network(multiplier, network_dim, network_alpha, vae, text_encoder, unet, neuron_dropout=None,
+                   strength="0", dropout=None):
+    assert vae.config.latent_channels == 4
+    return Network(text_encoder, unet, float(strength))
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch) -> Iterator[str]:
+    """The name of a module as a user may write one."""
+    (tmp_path / "strangers_gates.py").write_text(STRANGERS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "strangers_gates"
+    sys.modules.pop("strangers_gates", None)
+
+
+def test_a_module_that_somebody_wrote_trains_and_goes_on_from_its_file(stranger, tiny_file, pictures, tmp_path, capsys):
+    train(arguments(tiny_file, pictures, tmp_path / "out", network_module=stranger, text_encoder_lr=1e-4))
+    path = tmp_path / "out" / "lora.safetensors"
+    first = load_file(path)
+    assert layers_of(first) == {name for name in layers_of(first) if name.endswith(("_to_q", "_self_attn_q_proj"))}
+    assert all(value.any() for value in first.values())
+    assert "0.0001" in (table := capsys.readouterr().out) and "0.001" in table
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["gates"] == "per output" and metadata["ss_network_module"] == stranger
+    more = dict(network_module=stranger, network_weights=path, learning_rate=1e-30)
+    train(arguments(tiny_file, pictures, tmp_path / "more", "strength=0.5", optimizer_args=["weight_decay=0"], **more))
+    again = load_file(tmp_path / "more" / "lora.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_groups_that_a_module_does_not_name_are_named_by_their_part(stranger, build):
+    _, network = build(network_module=stranger)
+    assert [(g["name"], g["lr"]) for g in network.param_groups(1e-5, 1e-4)] == [("textencoder", 1e-5), ("unet", 1e-4)]
+    assert [group["name"] for group in network.param_groups(0.0, 1e-4)] == ["unet"]
+    network.train()
+    assert network.network.training and network.network.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (dict(arguments={"strenght": "1"}), "strangers_gates has no argument strenght; did you mean strength?"),
+        (dict(arguments={"strength": "high"}), "strangers_gates stopped at --network_args or a file: ValueError"),
+        (dict(scale_weight_norms=1.0), "--scale_weight_norms is not for --network_module strangers_gates"),
+        (dict(dim_from_weights=True, network_weights="a"), "--dim_from_weights is not for"),
+    ],
+)
+def test_what_a_module_cannot_do_is_told(more, message, stranger, build):
+    with pytest.raises(UserError, match=message):
+        build(network_module=stranger, **more)
+
+
+def test_a_file_with_weights_for_no_layer_is_told_of(build, tmp_path, caplog):
+    _, network = build()
+    save_file(
+        {"lora_unet_nowhere.diff": torch.ones(2), "lora_unet_conv_in.diff": torch.ones(2)}, tmp_path / "a.safetensors"
+    )
+    assert network.check_saved(tmp_path / "a.safetensors") == 1
+    assert "has weights for no layer of the model: lora_unet_nowhere" in caplog.text

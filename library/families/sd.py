@@ -24,8 +24,8 @@ MAX_REMEMBERED_CAPTIONS = 512  # conditioning of a frozen text encoder kept on t
 TEXT_CLASSES = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 UNET_CLASSES = ("Transformer2DModel",)
 UNET_CONV_CLASSES = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-# Classes that kohya's U-Net calls otherwise. Its time embedding shares the name of another model's class in LyCORIS 4.1,
-# which then takes these layers twice and stops.
+# Attention has another name in kohya's U-Net. The time embedding has not, but LyCORIS 4.1 means another model's class
+# by that name, takes these layers twice, and stops.
 KOHYA_UNET_CLASSES = {"Attention": "CrossAttention", "TimestepEmbedding": "TimeEmbedding"}
 BLOCKS = BlockLayout(num_down=12, num_mid=1, num_up=12)
 
