@@ -23,7 +23,7 @@ from library.families.base import KohyaModels
 from library.network_files import read_weights, write_weights
 from library.options.groups import NetworkOptions
 from networks.base import require_finite, require_same
-from networks.external_arguments import added_arguments, check_arguments
+from networks.external_arguments import added_arguments, check_arguments, warn_of_unused
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class ExternalAlgorithm:
         with class_attributes_kept(self.module), refusals_told(self.module):
             create = self._network_of_file if options.dim_from_weights else self._new_network
             network = create(models, options, {"dropout": options.network_dropout} | network_args)
-            if options.scale_weight_norms and not hasattr(network, "apply_max_norm_regularization"):
-                raise UserError(f"--scale_weight_norms is not for --network_module {self.module.__name__}")
+            if options.scale_weight_norms and not limits_norms(network):
+                raise UserError(f"--scale_weight_norms is not for this network of {self.module.__name__}")
             parts = not options.network_train_unet_only, not options.network_train_text_encoder_only
             network.apply_to(models.text_encoder, models.unet, *parts)
             external = ExternalNetwork(network, models)
@@ -62,6 +62,7 @@ class ExternalAlgorithm:
     def _network_of_file(self, models: KohyaModels, options: NetworkOptions, network_args: dict) -> nn.Module:
         if not hasattr(self.module, "create_network_from_weights"):
             raise UserError(f"--dim_from_weights is not for --network_module {self.module.__name__}")
+        warn_of_unused(self.module, network_args)
         made = self.module.create_network_from_weights(
             1.0, options.network_weights, models.vae, models.text_encoder, models.unet, **network_args
         )
@@ -78,6 +79,13 @@ def class_attributes_kept(module: ModuleType) -> Iterator[None]:
     finally:
         for kind, name, value in kept:
             setattr(kind, name, value)
+
+
+def limits_norms(network: nn.Module) -> bool:
+    """Whether the network can; LyCORIS has the method for all algorithms, and some of their layers do nothing."""
+    layers = getattr(network, "loras", ())
+    does_something = not layers or any("apply_max_norm" in vars(type(layer)) for layer in layers)
+    return hasattr(network, "apply_max_norm_regularization") and does_something
 
 
 @contextmanager

@@ -60,6 +60,13 @@ def added_arguments(module: ModuleType, given: dict[str, str]) -> dict[str, bool
     return {"warn_on_unmatched": False} if is_lycoris(module) and given.get("preset", "full") in module.PRESET else {}
 
 
+def warn_of_unused(module: ModuleType, given: dict[str, object]) -> None:
+    """Name what LyCORIS does not read where it makes a network of a file."""
+    unused = [name for name, value in given.items() if value is not None]
+    if unused and is_lycoris(module):
+        logger.warning("network_args: %s: no effect, LyCORIS takes everything from the file", ", ".join(unused))
+
+
 def check_lycoris_arguments(module: ModuleType, given: dict[str, str]) -> None:
     """UserError for an algorithm or a preset that LyCORIS has not; it would stop in the middle, or train another."""
     algo, preset = (given.get("algo") or "lora").lower(), given.get("preset", "full")

@@ -136,11 +136,11 @@ def test_a_saved_network_answers_the_same_when_loaded(algo, from_weights, build,
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_resumed_run_ends_in_the_same_bits(algo, tiny_file, pictures, tmp_path):
-    common = dict(max_train_steps=4, scale_weight_norms=0.01) if algo == "lokr" else dict(max_train_steps=4)
+    network = (f"algo={algo}", "preset=attn-mlp")
+    more = {"scale_weight_norms": 0.01} if algo == "lokr" else {}  # which changes what is in no file of LoKr
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(arguments(tiny_file, pictures, whole, f"algo={algo}", save_every_n_steps=2, save_state=True, **common))
-    state = whole / "lora-step00000002-state"
-    train(arguments(tiny_file, pictures, resumed, f"algo={algo}", resume=state, **common))
+    train(arguments(tiny_file, pictures, whole, *network, save_every_n_steps=1, save_state=True, **more))
+    train(arguments(tiny_file, pictures, resumed, *network, resume=whole / "lora-step00000001-state", **more))
     ours, theirs = (load_file(folder / "lora.safetensors") for folder in (whole, resumed))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -217,10 +217,22 @@ def test_limited_norms_are_logged_and_stay_over_a_save(build):
     assert network.limit_norms(0.0011).logged()["max_norm/keys_scaled"] == 0
 
 
+@pytest.mark.parametrize("algo", ["dylora", "full", "glora", "ia3"])
+def test_norms_that_lycoris_would_not_limit_are_refused(algo, build):
+    with pytest.raises(UserError, match="--scale_weight_norms is not for this network of lycoris.kohya"):
+        build({"algo": algo}, scale_weight_norms=1.0)
+
+
 def test_another_alpha_in_a_file_is_refused(build, tmp_path):
     build()[1].save_weights(tmp_path / "a.safetensors", None, None)
     with pytest.raises(UserError, match=r"alpha is 2 in .*a\.safetensors and 4 here; give --network_alpha"):
         build(network_alpha=4, network_weights=str(tmp_path / "a.safetensors"))
+
+
+def test_arguments_that_a_file_answers_are_named(build, tmp_path, caplog):
+    build()[1].save_weights(tmp_path / "a.safetensors", None, None)
+    build({"conv_dim": "8"}, network_weights=str(tmp_path / "a.safetensors"), dim_from_weights=True)
+    assert "network_args: conv_dim: no effect" in caplog.text
 
 
 def test_a_file_of_another_algorithm_is_refused(build, tmp_path):
@@ -401,7 +413,7 @@ def test_groups_that_a_module_does_not_name_are_named_by_their_part(stranger, bu
     [
         (dict(arguments={"strenght": "1"}), "strangers_gates has no argument strenght; did you mean strength?"),
         (dict(arguments={"strength": "high"}), "strangers_gates stopped at --network_args or a file: ValueError"),
-        (dict(scale_weight_norms=1.0), "--scale_weight_norms is not for --network_module strangers_gates"),
+        (dict(scale_weight_norms=1.0), "--scale_weight_norms is not for this network of strangers_gates"),
         (dict(dim_from_weights=True, network_weights="a"), "--dim_from_weights is not for"),
     ],
 )

@@ -39,6 +39,7 @@ TORCH_FREE = (
     "library.training.reports",
     "networks.arguments",
     "networks.blocks",
+    "networks.external_arguments",
     "tools.install",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")
