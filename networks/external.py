@@ -142,6 +142,11 @@ class ExternalNetwork(nn.Module):
         return [ExternalLayer("te" if is_of_text_encoder(name) else "unet", own) for name, own in layers.items()]
 
     def set_multiplier(self, multiplier: float) -> None:
+        if not hasattr(self.network, "set_multiplier"):
+            name = type(self.network).__name__
+            raise UserError(
+                f"{name} has no set_multiplier: nothing can be drawn or compared without it (--before_after)"
+            )
         self.network.set_multiplier(multiplier)
 
     def limit_norms(self, max_norm: float) -> ReportedNorms:
@@ -159,24 +164,25 @@ class ExternalNetwork(nn.Module):
         """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); what has rate 0 is left out."""
         if hasattr(self.network, "prepare_grad_etc"):
             self.network.prepare_grad_etc(self._models.text_encoder, self._models.unet)
-        prepare = self.network.prepare_optimizer_params
-        rates = (text_encoder_lr, unet_lr, unet_lr)[: num_positional(prepare)]  # the third stands in for what lacks
-        answer = prepare(*rates)
-        groups, names = answer if isinstance(answer, tuple) else (answer, None)
-        of_text_encoder = {id(p) for layer in self.adapters() if layer.part == "te" for p in layer.weights}
-
-        def is_text(group: dict) -> bool:
-            return all(id(parameter) in of_text_encoder for parameter in group["params"])
-
-        groups = [group | {"params": list(group["params"])} for group in groups]
-        groups = [{"lr": text_encoder_lr if is_text(group) else unet_lr} | group for group in groups]
-        names = names or names_of_groups([is_text(group) for group in groups])
-        named = [group | {"name": name} for group, name in zip(groups, names, strict=True)]
-        kept = [group for group in named if group["params"] and group["lr"]]
+        kept = [g for g in self._groups(text_encoder_lr, unet_lr) if g["params"] and g["lr"]]
         trained = {id(parameter) for group in kept for parameter in group["params"]}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         return kept
+
+    def _groups(self, text_encoder_lr: float, unet_lr: float) -> list[dict]:
+        """What the network answers, with what it may leave out: rates and names."""
+        prepare = self.network.prepare_optimizer_params
+        rates = (text_encoder_lr, unet_lr, unet_lr)[: num_positional(prepare)]  # the third stands in for what lacks
+        answer = prepare(*rates)
+        groups, names = answer if isinstance(answer, tuple) else (answer, None)
+        groups = [group | {"params": list(group["params"])} for group in groups]
+        of_text_encoder = {id(p) for layer in self.adapters() if layer.part == "te" for p in layer.weights}
+        are_text = [all(id(p) in of_text_encoder for p in group["params"]) for group in groups]
+        return [
+            {"lr": text_encoder_lr if is_text else unet_lr} | group | {"name": name}
+            for group, is_text, name in zip(groups, are_text, names or names_of_groups(are_text), strict=True)
+        ]
 
     def save_weights(self, path: Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
         weights, metadata = self._own_file(Path(path).parent, metadata or {})

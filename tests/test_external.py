@@ -406,6 +406,8 @@ def test_groups_that_a_module_does_not_name_are_named_by_their_part(stranger, bu
     assert [group["name"] for group in network.param_groups(0.0, 1e-4)] == ["unet"]
     network.train()
     assert network.network.training and network.network.epochs == 1
+    with pytest.raises(UserError, match="Network has no set_multiplier"):
+        network.set_multiplier(0.0)
 
 
 @pytest.mark.parametrize(
