@@ -1,5 +1,6 @@
 """Everything that can be checked before torch is imported: all mistakes in one list, and what a run will do."""
 
+import difflib
 import importlib.util
 import logging
 import os
@@ -27,6 +28,7 @@ from library.training.prompts import SamplePrompt, prompts_of
 logger = logging.getLogger(__name__)
 
 MIN_FREE_BYTES = 200_000_000
+PIP_NAMES = {"lycoris": "lycoris-lora"}  # of packages that are imported by another name
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,31 @@ def check_vae(path_text: str) -> None:
 
 
 def check_network_module(name: str | None) -> list[str]:
-    """Problems with --network_module; None stands for networks.lora."""
-    if name is None or importlib.util.find_spec("networks") is None:
+    """Problems with --network_module; None stands for networks.lora. Nothing is imported, as that may need torch."""
+    if name is None:
         return []
-    folder = Path(importlib.util.find_spec("networks").origin).parent
-    known = sorted(
-        f"networks.{path.stem}" for path in folder.glob("*.py") if "def create_network" in path.read_text("utf-8")
-    )
-    if name in known:
+    package, *inside = name.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pip_name = PIP_NAMES.get(package)
+        remedy = (
+            f"pip install {pip_name}" if pip_name else "networks of this project are called networks.lora and so on"
+        )
+        return [f"--network_module {name} needs the package {package}, which is not installed: {remedy}"]
+    folders = [Path(folder).joinpath(*inside[:-1]) for folder in spec.submodule_search_locations or []]
+    there = {path.name.split(".")[0]: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    if not inside or (inside[-1] in there and (package != "networks" or makes_networks(there[inside[-1]]))):
         return []
-    return [f"--network_module: there is no network {name} here; there is {', '.join(known)}"]
+    if package == "networks":
+        known = ", ".join(f"networks.{module}" for module, path in sorted(there.items()) if makes_networks(path))
+        return [f"--network_module: there is no network {name} here; there is {known}"]
+    near = difflib.get_close_matches(inside[-1], there, 1)
+    hint = f"; did you mean {'.'.join([package, *inside[:-1], near[0]])}?" if near else ""
+    return [f"--network_module: there is no module {name}{hint}"]
+
+
+def makes_networks(path: Path) -> bool:
+    return path.suffix == ".py" and "def create_network" in path.read_text("utf-8")
 
 
 def check_output_dir(options: SavingOptions) -> list[str]:

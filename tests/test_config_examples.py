@@ -90,6 +90,8 @@ def words_for(example: str, request: pytest.FixtureRequest, folder: Path) -> lis
     wanted = toml.load(EXAMPLES / example)
     if wanted.get("optimizer_type") == "Prodigy":
         pytest.importorskip("prodigyopt", reason="Prodigy is an optional package")
+    if wanted.get("network_module", "").startswith("lycoris"):
+        pytest.importorskip("lycoris", reason="LyCORIS is an optional package")
     pictures = tiny.write_pictures(folder / "train")
     (folder / "prompts.txt").write_text("a cat --w 64 --h 64 --s 1\n", encoding="utf-8")
     replaced = {

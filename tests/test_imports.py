@@ -42,6 +42,7 @@ TORCH_FREE = (
     "library.training.reports",
     "networks.arguments",
     "networks.blocks",
+    "networks.external_arguments",
     "tools.install",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")

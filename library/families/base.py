@@ -68,6 +68,15 @@ class AdapterTarget:
     layout: BlockLayout | None = None  # the blocks of the model; None where it has no numbered ones
 
 
+@dataclass(frozen=True)
+class KohyaModels:
+    """The models as networks of other projects expect them: with kohya's module paths and class names."""
+
+    vae: nn.Module
+    text_encoder: nn.Module | list[nn.Module]  # a list where there are several
+    unet: nn.Module
+
+
 class ModelFamily(Protocol):
     """The questions training asks of a model; nothing else asks which family it has."""
 
@@ -92,6 +101,8 @@ class ModelFamily(Protocol):
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor: ...
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
+
+    def kohya_models(self) -> KohyaModels: ...
 
     def enable_gradient_checkpointing(self) -> None: ...
 

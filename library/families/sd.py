@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from library.families import clip
-from library.families.base import AdapterTarget, Batch, Conds
+from library.families.base import AdapterTarget, Batch, Conds, KohyaModels
 from library.families.blocks import BlockLayout
 from library.families.checkpoints import load_models
 from library.families.detect import inspect_checkpoint
+from library.families.kohya_view import view_of
 from library.families.text_memory import TextMemory
 from library.options.groups import ModelOptions
 
@@ -23,6 +24,9 @@ LATENT_SCALE = 0.18215  # arXiv:2112.10752, appendix G
 TEXT_CLASSES = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 UNET_CLASSES = ("Transformer2DModel",)
 UNET_CONV_CLASSES = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+# Attention has another name in kohya's U-Net. The time embedding has not, but LyCORIS 4.1 means another model's class
+# by that name, takes these layers twice, and stops.
+KOHYA_UNET_CLASSES = {"Attention": "CrossAttention", "TimestepEmbedding": "TimeEmbedding"}
 BLOCKS = BlockLayout(num_down=12, num_mid=1, num_up=12)
 
 
@@ -141,6 +145,9 @@ class Sd:
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
         return sd_adapter_targets(self.text_encoder, self.unet, conv)
 
+    def kohya_models(self) -> KohyaModels:
+        return KohyaModels(self.vae, *kohya_views(self.text_encoder, self.unet))
+
     def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
         """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3.
 
@@ -177,10 +184,19 @@ def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
     Without `conv` the U-Net's transformers (Linear and 1x1 convolutions); with it also residual blocks and samplers.
     """
     for name, layer in layers_inside(text_encoder, TEXT_CLASSES):
-        name = "text_model." + name.removeprefix("text_model.")  # transformers 5.6 dropped this level
-        yield AdapterTarget("lora_te_" + name.replace(".", "_"), layer, "te")
+        yield AdapterTarget("lora_te_" + in_text_model(name).replace(".", "_"), layer, "te")
     for name, layer in layers_inside(unet, UNET_CLASSES + (UNET_CONV_CLASSES if conv else ())):
         yield AdapterTarget("lora_unet_" + name.replace(".", "_"), layer, "unet", unet_block(name), BLOCKS)
+
+
+def kohya_views(text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> tuple[nn.Module, nn.Module]:
+    """Text encoder and U-Net under the module paths and class names that kohya's have."""
+    return view_of(text_encoder, in_text_model, {}), view_of(unet, lambda path: path, KOHYA_UNET_CLASSES)
+
+
+def in_text_model(path: str) -> str:
+    """A module's path with the outermost level that transformers 5.6 dropped."""
+    return path if path.partition(".")[0] == "text_model" else f"text_model.{path}"
 
 
 def unet_block(name: str) -> int | None:

@@ -24,7 +24,7 @@ from library.options.derived import (
 from library.options.fields import SECRETS, flags_of
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
-from library.recipes.network_building import build_network, merge_base_weights
+from library.recipes.network_building import build_network, load_algorithm, merge_base_weights
 from library.training import saving
 from library.training.caching import cache_latents, cache_text
 from library.training.loop import run
@@ -40,6 +40,7 @@ from library.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
+UNET = "U-Net"  # among the parts that are trained; the others are text encoders
 OUT_OF_MEMORY = (
     "the GPU ran out of memory; what needs less, the cheapest first: --cache_latents, --mixed_precision bf16 or fp16, "
     "--optimizer_type AdamW8bit, a smaller --train_batch_size, --network_train_unet_only, --gradient_checkpointing, "
@@ -57,7 +58,7 @@ def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
 def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     plan = checked.plan
-    algorithm = importlib.import_module(network_module(options))
+    algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
     algorithm.check_arguments(arguments)
     state = first_state(options, plan)
@@ -72,7 +73,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     groups = network.param_groups(*learning_rates(options))
     if not groups:
         raise UserError("nothing is trained: all learning rates, times their weights in --network_args, are 0")
-    family.trains_text_encoder = any(group["name"].startswith("textencoder") for group in groups)
+    parts = trained_parts(network, groups)
+    family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
     scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps, plan.num_processes)
 
@@ -102,7 +104,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         family, network, optimizer, spec, groups, accelerator, options, metadata, checked.prompts, plan
     )
     if accelerator.is_main_process:
-        print(parts_table(trained_parts(network, groups)), flush=True)
+        print(parts_table(parts), flush=True)
     start_trackers(accelerator, options)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
@@ -146,7 +148,7 @@ def trained_parts(network: nn.Module, groups: list[dict]) -> list[TrainedPart]:
     rows = []
     usual = [group for group in groups if not group["name"].endswith(" plus")]
     rates = {id(parameter): group["lr"] for group in usual for parameter in group["params"]}
-    parts = {"text encoder": ("te", "te1", "te2"), "U-Net": ("unet",)}
+    parts = {"text encoder": ("te", "te1", "te2"), UNET: ("unet",)}
     for name, keys in parts.items():
         adapters = [adapter for adapter in network.adapters() if adapter.part in keys]
         parameters = [parameter for adapter in adapters for parameter in adapter.parameters()]
