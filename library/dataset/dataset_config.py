@@ -12,9 +12,9 @@ from typing import Any
 
 import toml
 
-from library.dataset.config import SUBSET_FLAGS, DatasetSpec, SubsetOptions
+from library.dataset.config import INTERPOLATIONS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
 from library.errors import UserError
-from library.options.derived import caption_extension
+from library.options.derived import caches_latents, caption_extension, face_crop_range
 
 BOOL, INT, NUMBER, TEXT, PAIR = "true or false", "a whole number", "a number", "text in quotes", "a list of two numbers"
 SIZE = "a side in pixels, or a list of width and height"
@@ -63,16 +63,16 @@ KEYS: dict[str, Key] = {
     "caption_extension": Key(TEXT),
     "class_tokens": Key(TEXT),
     "cache_info": Key(BOOL),
-    "alpha_mask": Key(BOOL),
+    "alpha_mask": Key(BOOL, "s"),
     "image_dir": Key(TEXT, "s"),
     "is_reg": Key(BOOL, "s"),
     "metadata_file": Key(TEXT, "s"),
     "conditioning_data_dir": Key(TEXT, "s"),
 }
 ATTRIBUTES = ("diff_output_preservation",)  # keys of custom_attributes that mean something
-NOT_YET = ("face_crop_aug_range", "metadata_file")
-WITHOUT_EFFECT = ("network_multiplier", "cache_info")
-FLAG_OF_KEY = {"batch_size": "train_batch_size"}
+WITHOUT_EFFECT = ("network_multiplier",)
+NOT_WITH_METADATA_FILE = ("caption_extension", "class_tokens", "cache_info", "is_reg", "conditioning_data_dir")
+FLAG_OF_KEY = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
 LEVEL_NAMES = {"g": "[general]", "d": "[[datasets]]", "s": "[[datasets.subsets]]"}
 
 Table = dict[str, Any]
@@ -103,8 +103,8 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
         for index, (place, subset_places) in enumerate(_places(document)):
             specs.append(_spec(place, options))
             subsets += [_subset(p, options, index) for p in subset_places]
-            problems += _spec_problems(specs[-1], place)
-        problems += _subset_problems(subsets, options)
+            problems += _spec_problems(specs[-1], place, options)
+        problems += _subset_problems(specs, subsets, options)
     if problems:
         raise UserError(*(f"{path}: {problem}" for problem in problems))
     for flag in ("train_data_dir", "reg_data_dir", "in_json"):
@@ -151,7 +151,8 @@ def _check_document(document: Table) -> list[str]:
             problems.append(f"datasets[{index}] has no subsets; write [[datasets.subsets]] with an image_dir")
     if problems:
         return problems
-    return [problem for name, table, level in _tables(document) for problem in _check_table(name, table, level)]
+    problems = [problem for name, table, level in _tables(document) for problem in _check_table(name, table, level)]
+    return problems + [problem for index, dataset in enumerate(datasets) for problem in _check_style(index, dataset)]
 
 
 def _is_list_of_tables(value: Any) -> bool:
@@ -179,8 +180,6 @@ def _check_table(name: str, table: Table, level: str) -> list[str]:
             problems.append(f"{name}: {key} cannot stand here, only in {places}")
         elif not _fits(known.kind, value):
             problems.append(f"{name}: {key} must be {known.kind}, got {value!r}")
-        elif key in NOT_YET and value:
-            problems.append(f"{name}: {key} is not supported yet")
         elif key == "custom_attributes":
             problems += [
                 f"{name}.{key}: {attribute} must be {BOOL}, got {value[attribute]!r}"
@@ -188,6 +187,26 @@ def _check_table(name: str, table: Table, level: str) -> list[str]:
                 if not isinstance(value.get(attribute, False), bool)
             ]
     return problems
+
+
+def _check_style(index: int, dataset: Table) -> list[str]:
+    """Whether the subsets of a dataset are all folders with captions, or all metadata files, and have keys of these."""
+    name, subsets = f"datasets[{index}]", dataset["subsets"]
+    num_files = sum(bool(subset.get("metadata_file")) for subset in subsets)
+    if num_files == 0:
+        return []
+    if num_files < len(subsets):
+        return [
+            f"{name}: {num_files} of {len(subsets)} subsets have a metadata_file; "
+            "the others need a [[datasets]] of their own"
+        ]
+    tables = {name: dataset} | {f"{name}.subsets[{s}]": subset for s, subset in enumerate(subsets)}
+    return [
+        f"{place}: {key} does not go with metadata_file, which names pictures and captions"
+        for place, table in tables.items()
+        for key in NOT_WITH_METADATA_FILE
+        if key in table
+    ]
 
 
 def _fits(kind: str, value: Any) -> bool:
@@ -234,43 +253,66 @@ def _spec(place: Place, options: Any) -> DatasetSpec:
     )
 
 
-def _spec_problems(spec: DatasetSpec, place: Place) -> list[str]:
-    return [f"{place.name}: {problem}" for problem in spec.problems()]
+def _spec_problems(spec: DatasetSpec, place: Place, options: Any) -> list[str]:
+    problems, step = spec.problems(), spec.bucket_reso_steps
+    if spec.enable_bucket and step % options.bucket_step_divisor:
+        problems.append(f"bucket_reso_steps must be a multiple of {options.bucket_step_divisor}, got {step}")
+    return [f"{place.name}: {problem}" for problem in problems]
 
 
 def _subset(place: Place, options: Any, dataset: int) -> SubsetOptions:
     own = place.tables[0]
+    metadata_file = own.get("metadata_file")
+    face_range = place.value("face_crop_aug_range", None)
+    shared = {name: place.value(name, options) for name in SUBSET_FLAGS}
     extension = place.value("caption_extension", None)
     if extension is None:
         extension = caption_extension(options)
     return SubsetOptions(
-        image_dir=Path(own.get("image_dir", "")),
-        num_repeats=place.value("num_repeats", None, 1),
-        class_tokens=place.value("class_tokens", None),
+        image_dir=Path(own["image_dir"]) if own.get("image_dir") else None,
+        metadata_file=Path(metadata_file) if metadata_file else None,
+        num_repeats=place.value("num_repeats", options),
+        face_crop_aug_range=face_crop_range(options) if face_range is None else tuple(face_range),
+        class_tokens=None if metadata_file else place.value("class_tokens", None),
         is_reg=own.get("is_reg", False),
         conditioning_data_dir=Path(own["conditioning_data_dir"]) if own.get("conditioning_data_dir") else None,
         caption_extension=extension if extension.startswith(".") else f".{extension}",
         dataset=dataset,
         **{name: place.value("custom_attributes", None, {}).get(name, False) for name in ATTRIBUTES},
-        **{name: place.value(name, options) for name in SUBSET_FLAGS},
+        **(shared | {"cache_info": shared["cache_info"] and not metadata_file}),
     )
 
 
-def _subset_problems(subsets: list[SubsetOptions], options: Any) -> list[str]:
+def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], options: Any) -> list[str]:
     problems, seen = [], set()
     for subset in subsets:
-        where = f"image_dir {subset.image_dir}"
-        if subset.image_dir == Path(""):
+        where = f"metadata_file {subset.source}" if subset.metadata_file else f"image_dir {subset.source}"
+        if subset.source is None:
             problems.append("a subset has no image_dir: the folder of its pictures")
-        elif not subset.image_dir.is_dir():
-            problems.append(f"{where} is not a folder")
-        if (subset.dataset, subset.image_dir) in seen:
+        elif subset.image_dir and not subset.image_dir.is_dir():
+            problems.append(f"image_dir {subset.image_dir} is not a folder")
+        if (subset.dataset, subset.source) in seen:
             problems.append(f"{where} stands twice in one dataset")
-        seen.add((subset.dataset, subset.image_dir))
+        seen.add((subset.dataset, subset.source))
         if subset.conditioning_data_dir and not options.masked_loss:
             problems.append(f"{where}: conditioning_data_dir needs --masked_loss")
         if subset.num_repeats < 1:
             problems.append(f"{where}: num_repeats must be at least 1, got {subset.num_repeats}")
-        if (options.cache_latents or options.cache_latents_to_disk) and (subset.color_aug or subset.random_crop):
-            problems.append(f"{where}: cached latents do not go with color_aug or random_crop")
+        if subset.resize_interpolation not in (None, *INTERPOLATIONS):
+            known = ", ".join(INTERPOLATIONS)
+            problems.append(
+                f"{where}: resize_interpolation must be one of {known}, got {subset.resize_interpolation!r}"
+            )
+        problems += [f"{where}: {problem}" for problem in _crop_problems(subset, specs[subset.dataset], options)]
+    return problems
+
+
+def _crop_problems(subset: SubsetOptions, spec: DatasetSpec, options: Any) -> list[str]:
+    problems, face_range = [], subset.face_crop_aug_range
+    if face_range and not 0 < face_range[0] <= face_range[1]:
+        problems.append(f"face_crop_aug_range must be two numbers above 0, the smaller first, got {list(face_range)}")
+    if caches_latents(options) and (subset.color_aug or subset.random_crop):
+        problems.append("cached latents do not go with color_aug or random_crop")
+    if caches_latents(options) and face_range and not spec.enable_bucket:
+        problems.append("cached latents do not go with face_crop_aug_range")
     return problems

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 def cache_latents(dataset: TrainingDataset, family: ModelFamily, options: DatasetOptions, is_main: bool) -> None:
     """Give every record its latents; with --cache_latents_to_disk valid files are used and missing ones written."""
     to_disk = options.cache_latents_to_disk
-    missing = []
-    for index, record in enumerate(dataset.scanned.records):
+    records, missing = dataset.scanned.records, []
+    for index, record in enumerate(records):
         if not dataset.repeats[index]:  # a regularisation picture beyond the balance
             continue
         path = latents_path(record.path, record.size_wh, family.name)
@@ -33,6 +33,8 @@ def cache_latents(dataset: TrainingDataset, family: ModelFamily, options: Datase
             len(dataset.latents_paths),
             len(dataset.latents_paths) + len(missing),
         )
+    if gone := [str(records[index].path) for index in missing if records[index].is_gone]:
+        raise UserError(f"pictures are gone, and no latents on disk fit this run in their place: {quoted_list(gone)}")
     broken = []
     with tqdm(total=len(missing), desc="caching latents", unit="pictures", disable=not is_main or not missing) as bar:
         for batch in batches_of_one_size(dataset, missing, options.vae_batch_size):
