@@ -190,7 +190,7 @@ def test_damaged_picture_is_named(folders):
 
 
 def test_everything_but_dataset_py_needs_no_torch():
-    modules = ["config", "folder", "scan", "captions", "buckets", "images", "cache", "views", "sheet"]
+    modules = ["config", "folder", "metadata_file", "scan", "captions", "buckets", "images", "cache", "views", "sheet"]
     imports = "; ".join(f"import library.dataset.{module}" for module in modules)
     code = f"{imports}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -183,7 +183,8 @@ class DatasetOptions(OptionGroup):
             return []
         flag = "cache_latents" if self.cache_latents else "cache_latents_to_disk"
         advice = "cached pictures cannot change from step to step, drop one of the two"
-        changing = ["color_aug", "random_crop", *([] if self.enable_bucket else ["face_crop_aug_range"])]
+        by_faces = not self.enable_bucket and not self.dataset_config  # else there are none, or the file says where
+        changing = ["color_aug", "random_crop", *(["face_crop_aug_range"] if by_faces else [])]
         return [problem for name in changing for problem in conflict(self, flag, name, advice)]
 
     def _check_resolution(self) -> list[str]:
