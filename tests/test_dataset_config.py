@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from library.dataset.buckets import choose_buckets_of, repeats_of
 from library.dataset.dataset import TrainingDataset
-from library.dataset.dataset_config import KEYS, read_dataset_config
+from library.dataset.dataset_config import read_dataset_config
+from library.dataset.dataset_config_keys import KEYS
 from library.dataset.images import resize, to_model_input
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import dataset_dirs, scan_dataset, tag_frequency

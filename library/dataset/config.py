@@ -8,6 +8,8 @@ from typing import Any
 from library.errors import UserError, quoted_list
 from library.options.derived import caption_extension, face_crop_range, resolution_wh
 
+Size = tuple[int, int]  # width and height in pixels
+
 PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-Size = tuple[int, int]  # width and height in pixels
+from library.dataset.config import Size
 
 _NAME = re.compile(r".*_(\d+)_(\d+)_(\d+)_(\d+)")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, features
 
-from library.dataset.config import SubsetOptions, is_picture_name
-from library.dataset.info_cache import Size, read_sizes
+from library.dataset.config import Size, SubsetOptions, is_picture_name
+from library.dataset.info_cache import read_sizes
 from library.errors import quoted_list
 
 for _plugin in ("pillow_avif", "pillow_jxl"):  # they register themselves with Pillow

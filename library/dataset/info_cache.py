@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from library.dataset.config import Size
 from library.files import write_text_whole
 
 NAME = "metadata_cache.json"
-
-Size = tuple[int, int]  # width and height in pixels
 
 
 def read_sizes(folder: Path) -> tuple[dict[str, Size], list[str]]:

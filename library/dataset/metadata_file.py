@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from library.dataset.config import SUBSET_FLAGS, SubsetOptions, is_picture_name
+from library.dataset.config import SUBSET_FLAGS, Size, SubsetOptions, is_picture_name
 from library.dataset.folder import Folder
-from library.dataset.info_cache import Size
 from library.errors import UserError, quoted_list
 from library.options.derived import face_crop_range
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from library.dataset.config import DatasetSpec, SubsetOptions, folder_notes, spec_from_flags, subsets_from_folders
+from library.dataset.config import DatasetSpec, Size, SubsetOptions, folder_notes, spec_from_flags, subsets_from_folders
 from library.dataset.dataset_config import read_dataset_config
 from library.dataset.faces import face_of
 from library.dataset.folder import Folder, read_folder
-from library.dataset.info_cache import Size, write_info
+from library.dataset.info_cache import write_info
 from library.dataset.metadata_file import read_metadata_file, subset_of_in_json
 from library.errors import UserError, quoted_list
 
