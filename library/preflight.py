@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
 from library.dataset.sampler import sampler_of
-from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures
+from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures, with_sizes, write_info_caches
 from library.dataset.validation import split_validation
 from library.errors import UserError
 from library.families import family_of_kind
@@ -67,21 +67,24 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     scanned = attempt(scan_dataset, options)
     if scanned is not None:
-        attempt(decode_all, scanned)
+        scanned = attempt(decode_all, scanned)
     split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
     if problems:
         raise UserError(*problems)
+    cache_notes = write_info_caches(scanned)
     scanned, validation = split
+    scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
     return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan)
 
 
-def decode_all(scanned: ScannedDataset) -> None:
-    """Decode every picture once, so that a damaged one is named now and not after hours."""
-    count = len({record.path for record in scanned.records})
+def decode_all(scanned: ScannedDataset) -> ScannedDataset:
+    """Decode every picture once, so that a damaged one is named now and not after hours; sizes are then certain."""
+    count = len({record.path for record in scanned.records if not record.is_gone})
     with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
-        verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
+        sizes = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
+    return with_sizes(scanned, sizes)
 
 
 def plan_of(
@@ -103,7 +106,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         captioned = sum(record.caption_found for record in mine)
         kind = "regularisation pictures" if subset.is_reg else "pictures"
         logger.info(
-            "%s: %d %s x %d repeats, %d with captions", subset.image_dir, len(mine), kind, subset.num_repeats, captioned
+            "%s: %d %s x %d repeats, %d with captions", subset.source, len(mine), kind, subset.num_repeats, captioned
         )
     if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")

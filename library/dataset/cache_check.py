@@ -32,6 +32,7 @@ class WantedLatents:
     mirrored: bool
     masked: bool
     mask: Path | None  # a picture of its own; None also where the mask is the picture's transparency
+    is_gone: bool = False  # the picture: the latents are all there is of it
 
     def origin(self, vae: np.ndarray) -> Origin:
         """What latents made now are made from."""
@@ -57,7 +58,9 @@ def examine(path: Path, wanted: WantedLatents) -> Finding:
         return Finding(ABSENT)
     except DAMAGED:
         return Finding(BROKEN)
-    reason = _misfit(cached, wanted) or (_changed(origin, wanted) if origin else _outdated(path, wanted))
+    reason = _misfit(cached, wanted)
+    if not reason and not wanted.is_gone:
+        reason = _changed(origin, wanted) if origin else _outdated(path, wanted)
     return Finding(reason, origin.vae if origin else None)
 
 

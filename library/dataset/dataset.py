@@ -117,10 +117,11 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             original_size_wh=record.size_wh,
             bucket_wh=choice.bucket_wh,
             crop_ltrb=choice.crop_ltrb,
-            resized=f"{width}x{height} {self.scanned.spec_of(record).resize_interpolation or 'default'}",
+            resized=f"{width}x{height} {self._subset(index).resize_interpolation or 'default'}",
             mirrored=self._subset(index).flip_aug,
             masked=self.is_masked(index),
             mask=record.mask_path,
+            is_gone=record.is_gone,
         )
 
     def cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:

@@ -10,7 +10,8 @@ import numpy as np
 from library.dataset import images
 from library.dataset.buckets import BucketChoice
 from library.dataset.captions import process_caption
-from library.dataset.config import SubsetOptions
+from library.dataset.config import Size, SubsetOptions
+from library.dataset.faces import face_crop, face_of
 from library.dataset.sampler import Draw
 from library.dataset.scan import ScannedDataset, unreadable_reason
 from library.errors import UserError
@@ -48,20 +49,24 @@ class Views:
         )
         if not with_picture:
             return View(caption, flipped, None, None)
-        pixels, mask = self.pixels(draw.index, rng if subset.random_crop else None)
+        pixels, mask = self.pixels(draw.index, rng)
         if flipped:
             pixels, mask = images.flip(pixels), None if mask is None else images.flip(mask)
         if subset.color_aug:
             pixels = images.color_augmented(pixels, rng)
         return View(caption, flipped, pixels, mask)
 
-    def pixels(self, index: int, random_crop: random.Random | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The picture [H, W, 3] uint8 at the size of its bucket, and its mask [H, W] float32, cut the same way."""
-        record, choice = self.scanned.records[index], self.choices[index]
-        interpolation = self.scanned.spec_of(record).resize_interpolation
+    def pixels(self, index: int, rng: random.Random | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The picture [H, W, 3] uint8 at the size of its bucket, and its mask [H, W] float32, cut the same way.
+
+        Crops are centred without rng; with it, as the subset says.
+        """
+        record, choice, subset = self.scanned.records[index], self.choices[index], self.subset(index)
         image = _read(images.load_image, record.path)
-        sizes = (choice.resized_wh, choice.bucket_wh)
-        pixels, left_top = images.resize_and_crop(image, *sizes, interpolation, random_crop)
+        resized_wh, left_top = self._face_crop(index, rng) if rng else (choice.resized_wh, None)
+        sizes = (resized_wh, choice.bucket_wh)
+        random_crop = rng if subset.random_crop else None
+        pixels, left_top = images.resize_and_crop(image, *sizes, subset.resize_interpolation, random_crop, left_top)
         if not self.is_masked(index):
             return pixels, None
         from_alpha = record.mask_path is None
@@ -75,6 +80,16 @@ class Views:
     def subset(self, index: int) -> SubsetOptions:
         """The subset of a record."""
         return self.scanned.subsets[self.scanned.records[index].subset]
+
+    def _face_crop(self, index: int, rng: random.Random) -> tuple[Size, tuple[int, int] | None]:
+        """The size to which a picture is resized, and left and top of the crop where it goes by a face."""
+        record, choice, subset = self.scanned.records[index], self.choices[index], self.subset(index)
+        face = face_of(record.path) if subset.face_crop_aug_range else None
+        if face is None or self.scanned.specs[subset.dataset].enable_bucket:
+            return choice.resized_wh, None
+        return face_crop(
+            face, record.size_wh, choice.bucket_wh, subset.face_crop_aug_range, rng, at_random=subset.random_crop
+        )
 
 
 def _read(load: Callable[..., np.ndarray], path: Path, *arguments: object) -> np.ndarray:

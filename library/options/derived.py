@@ -21,6 +21,20 @@ def resolution_wh(options: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def face_crop_range(options: Any) -> tuple[float, float] | None:
+    """The two numbers of `--face_crop_aug_range`, the smaller first."""
+    text = options.face_crop_aug_range
+    if not text:
+        return None
+    try:
+        smallest, largest = (float(part) for part in text.split(","))
+    except ValueError:
+        smallest = largest = 0.0
+    if not 0 < smallest <= largest < float("inf"):
+        raise UserError(f"--face_crop_aug_range must be two numbers such as 2.0,4.0, the smaller first, got {text!r}")
+    return smallest, largest
+
+
 def optimizer_name(options: Any) -> str:
     """The optimizer's name as the user wrote it; AdamW where nothing says otherwise."""
     if options.use_8bit_adam:

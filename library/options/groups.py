@@ -15,6 +15,7 @@ from library.options.checks import above_zero, at_least, conflict, existing_dir,
 from library.options.derived import (
     PROMPT_SUFFIXES,
     caches_latents,
+    face_crop_range,
     is_schedule_free,
     learning_rates,
     names_prompt_file,
@@ -93,7 +94,9 @@ class DatasetOptions(OptionGroup):
     in_json: str | None = option(None, "JSON file of captions and tags for --train_data_dir", flag_type="path")
     dataset_config: Path | None = option(None, "TOML or JSON file that describes the dataset")
     dataset_class: str | None = option(None, "dotted name of a dataset class of your own")
-    dataset_repeats: int = option(1, "repeats of every picture named in --in_json")
+    dataset_repeats: int = option(
+        1, "repeats of every picture of --in_json, and of subsets of --dataset_config without num_repeats"
+    )
     conditioning_data_dir: str | None = option(
         None, "folder of masks named like the pictures, for --masked_loss", flag_type="path"
     )
@@ -152,6 +155,7 @@ class DatasetOptions(OptionGroup):
         return [
             *self._check_numbers(),
             *self._check_required(),
+            *problems_of(face_crop_range, self),
             *self._check_latent_cache(),
             *(self._check_resolution() if self.dataset_config is None else []),
         ]
@@ -166,6 +170,10 @@ class DatasetOptions(OptionGroup):
         ]
 
     def _check_required(self) -> list[str]:
+        if self.in_json and not self.dataset_config:
+            advice = "its pictures are masked by their transparency, with --alpha_mask"
+            masks = conflict(self, "in_json", "conditioning_data_dir", advice)
+            return [*existing_file("in_json", self.in_json), *masks]
         if self.train_data_dir or self.dataset_config:
             return []
         return ["--train_data_dir (or --dataset_config) is required: the folder of the training pictures"]
@@ -175,7 +183,9 @@ class DatasetOptions(OptionGroup):
             return []
         flag = "cache_latents" if self.cache_latents else "cache_latents_to_disk"
         advice = "cached pictures cannot change from step to step, drop one of the two"
-        return [*conflict(self, flag, "color_aug", advice), *conflict(self, flag, "random_crop", advice)]
+        by_faces = not self.enable_bucket and not self.dataset_config  # else there are none, or the file says where
+        changing = ["color_aug", "random_crop", *(["face_crop_aug_range"] if by_faces else [])]
+        return [problem for name in changing for problem in conflict(self, flag, name, advice)]
 
     def _check_resolution(self) -> list[str]:
         problems = problems_of(resolution_wh, self)

@@ -11,11 +11,7 @@ _NO_DEEPSPEED = "DeepSpeed is not used"
 
 # flag -> what happens instead
 NOT_HONOURED: dict[str, str] = {
-    "in_json": "captions come from files beside the pictures",
     "dataset_class": "classes written for sd-scripts need its modules; describe the pictures with --dataset_config",
-    "dataset_repeats": "the repeats are in the folder names",
-    "cache_info": "captions and sizes are read from the pictures each time",
-    "face_crop_aug_range": "pictures are cropped without regard to faces",
     "torch_compile": "the model runs without compilation",
     "dynamo_backend": "the model runs without compilation",
     "mem_eff_attn": "PyTorch's own attention is used",
@@ -55,7 +51,7 @@ NOT_HONOURED: dict[str, str] = {
 # of these, the ones without which something else would be trained than was asked for
 REFUSED = frozenset(
     {
-        *("in_json", "dataset_class", "deepspeed"),
+        *("dataset_class", "deepspeed"),
         *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
     }
 )
@@ -99,6 +95,14 @@ def warnings_for(options: Any) -> list[str]:
         for name, other in NOT_BESIDE.items()
         if getattr(options, name) != flags[name].default and getattr(options, other)
     ]
+    if options.dataset_repeats != 1 and not (options.in_json or options.dataset_config):
+        warnings.append("--dataset_repeats has no effect: the repeats are in the folder names")
+    if options.in_json and not options.dataset_config:
+        warnings += [
+            f"--{name} has no effect beside --in_json, which names pictures and captions"
+            for name in ("reg_data_dir", "caption_extension", "caption_extention", "cache_info")
+            if getattr(options, name) != flags[name].default
+        ]
     if options.zero_terminal_snr and not options.v_parameterization:
         warnings.append("--zero_terminal_snr is meant for --v_parameterization: a model that predicts noise may suffer")
     if options.xformers and options.sdpa:

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def cache_latents(
     if options.cache_latents_to_disk:
         files, in_memory = files_of(dataset, in_memory, family.name)
         broken += cache_on_disk(dataset, family, options, accelerator, files)
+    require_pictures(dataset, in_memory)
     for index, cached in encoded(dataset, family, in_memory, options.vae_batch_size, accelerator):
         if cached is None:
             broken.append(index)
@@ -45,6 +46,13 @@ def cache_latents(
     if broken:
         names = quoted_list([str(dataset.scanned.records[index].path) for index in sorted(broken)])
         raise UserError(f"the VAE made NaN of {names}; use --no_half_vae, or another --vae")
+
+
+def require_pictures(dataset: TrainingDataset, indices: Iterable[int]) -> None:
+    """UserError where latents are to be made of pictures that are gone."""
+    records = dataset.scanned.records
+    if gone := [str(records[index].path) for index in indices if records[index].is_gone]:
+        raise UserError(f"pictures are gone, and no latents on disk fit this run in their place: {quoted_list(gone)}")
 
 
 def cache_text(datasets: Sequence[TrainingDataset], family: ModelFamily, accelerator: Accelerator) -> None:
@@ -110,6 +118,7 @@ def cache_on_disk(
         reasons = reasons_to_make(dataset, files, mine, vae, accelerator)
     found = gather_object(list(reasons.items()))
     log_findings(len(owners), Counter(reason for _, reason in found))
+    require_pictures(dataset, sorted(index for index, _ in found))
     to_make = sorted(index for index, _ in found)[accelerator.process_index :: accelerator.num_processes]
     broken = []
     for index, cached in encoded(dataset, family, to_make, options.vae_batch_size, accelerator):
@@ -169,7 +178,8 @@ def reasons_to_make(
     others = [index for index in usable if findings[index].vae is None]
     reasons = {index: finding.reason for index, finding in findings.items() if finding.reason}
     reasons |= {index: OTHER_VAE for index in of_known_vae if not vae.made(findings[index].vae)}
-    if not all(vae.may_have_made(read_latents(files[i]).latents, dataset.image(i)) for i in spread(others)):
+    comparable = [index for index in others if not dataset.scanned.records[index].is_gone]
+    if not all(vae.may_have_made(read_latents(files[i]).latents, dataset.image(i)) for i in spread(comparable)):
         reasons |= dict.fromkeys(others, OTHER_VAE)
     return reasons
 
