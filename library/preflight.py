@@ -19,11 +19,13 @@ from library.families import family_of_kind
 from library.families.agreement import model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
 from library.options.derived import network_arguments, optimizer_name
-from library.options.groups import SavingOptions, TrainNetworkOptions
+from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
+from library.training.hub import check_uploads, fetch_state
 from library.training.optimizers import check_optimizer
-from library.training.plan import StepPlan, num_processes, step_plan
+from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
 from library.training.prompts import SamplePrompt, prompts_of
+from library.training.tracker_checks import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Preflight:
     repeats: list[int]  # how often each record is drawn in an epoch
     prompts: list[SamplePrompt]
     plan: StepPlan
+    resume: Path | None  # the state folder to go on from
 
 
 def preflight(options: TrainNetworkOptions) -> Preflight:
@@ -60,23 +63,30 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
     family = attempt(family_of_kind, checkpoint) if checkpoint else None
     if options.vae:
         attempt(check_vae, options.vae)
-    problems.extend(check_output_dir(options))
+    problems.extend(check_writable("output_dir", options.output_dir))
+    if options.logging_dir:
+        problems.extend(check_writable("logging_dir", options.logging_dir))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(optimizer_name(options)))
     attempt(network_arguments, options)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
+    if is_main_process():
+        attempt(check_trackers, options)
     scanned = attempt(scan_dataset, options)
     if scanned is not None:
         scanned = attempt(decode_all, scanned)
     split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
+    if options.huggingface_repo_id and not problems and is_main_process():
+        attempt(check_uploads, options)
     if problems:
         raise UserError(*problems)
+    resume = fetch_state(options) if options.resume_from_huggingface else options.resume and Path(options.resume)
     cache_notes = write_info_caches(scanned)
     scanned, validation = split
     scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
-    return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan)
+    return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume)
 
 
 def decode_all(scanned: ScannedDataset) -> ScannedDataset:
@@ -167,15 +177,15 @@ def makes_networks(path: Path) -> bool:
     return path.suffix == ".py" and "def create_network" in path.read_text("utf-8")
 
 
-def check_output_dir(options: SavingOptions) -> list[str]:
-    """Problems with the place the files go to: it is made where it is missing, and must be writable."""
-    folder = Path(options.output_dir)
+def check_writable(name: str, folder_text: str) -> list[str]:
+    """Problems with a folder that files go to: it is made where it is missing, and must be writable."""
+    folder = Path(folder_text)
     existing = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), None)
     if existing is None or not existing.is_dir():
-        return [f"--output_dir: {folder} cannot be made, because {existing} is a file"]
+        return [f"--{name}: {folder} cannot be made, because {existing} is a file"]
     if not os.access(existing, os.W_OK):
-        return [f"--output_dir: {folder} cannot be written to (no permission); give a folder of your own"]
+        return [f"--{name}: {folder} cannot be written to (no permission); give a folder of your own"]
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
-        return [f"--output_dir: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
+        return [f"--{name}: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
     return []

@@ -328,6 +328,10 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--base_weights", "no.pt"], "--base_weights: there is no file no.pt"),
         (["--base_weights_multiplier", "1"], "--base_weights_multiplier takes one number for each of --base_weights, "),
         (["--log_with", "tensorboard"], "--log_with tensorboard needs --logging_dir"),
+        (["--huggingface_repo_id", "cats"], "--huggingface_repo_id must be OWNER/NAME, got 'cats'"),
+        (["--huggingface_repo_visibility", "open"], "--huggingface_repo_visibility must be public or private, got "),
+        (["--resume_from_huggingface"], "--resume_from_huggingface needs --resume OWNER/REPO/FOLDER"),
+        (["--resume_from_huggingface", "--resume", "a/b"], "--resume must be OWNER/REPO/FOLDER[:REVISION[:TYPE]] on "),
         (["--output_name", "a/b"], "--output_name must be a name without folders, got 'a/b'"),
         (["--unet_lr", "0", "--text_encoder_lr", "0"], "--learning_rate, --unet_lr and --text_encoder_lr leave "),
         (["--deepspeed"], "--deepspeed is not supported yet: training would run without it"),
@@ -471,11 +475,22 @@ def test_network_arguments_stay_text_and_split_at_the_first_equals_sign():
 
 def test_options_without_effect_are_warned_about_only_when_set():
     assert warnings_for(TrainNetworkOptions()) == []
-    options = TrainNetworkOptions(torch_compile=True, log_with="wandb", sample_at_first=True)
+    options = TrainNetworkOptions(torch_compile=True, wandb_run_name="a", log_config=True, sample_at_first=True)
     assert warnings_for(options) == [
         "--torch_compile has no effect: the model runs without compilation",
-        "--log_with has no effect: curves are written for TensorBoard only",
         "--sample_at_first has no effect without --sample_prompts",
+        "--log_config has no effect without --logging_dir or --log_with",
+        "--wandb_run_name has no effect without --log_with wandb",
+    ]
+
+
+def test_settings_of_uploads_have_no_effect_without_a_repository_or_states():
+    options = TrainNetworkOptions(async_upload=True, save_state_to_huggingface=True, huggingface_token="t")
+    assert warnings_for(options) == [
+        "--save_state_to_huggingface has no effect without --huggingface_repo_id",
+        "--async_upload has no effect without --huggingface_repo_id",
+        "--save_state_to_huggingface has no effect without --save_state or --save_state_on_train_end",
+        "--huggingface_token has no effect without --huggingface_repo_id or --resume_from_huggingface",
     ]
 
 
@@ -485,10 +500,6 @@ def test_rank_and_alpha_have_no_effect_beside_those_of_a_file():
         "--network_dim has no effect beside --dim_from_weights",
         "--network_alpha has no effect beside --dim_from_weights",
     ]
-
-
-def test_log_with_tensorboard_has_an_effect():
-    assert warnings_for(TrainNetworkOptions(log_with="tensorboard", logging_dir="logs")) == []
 
 
 def test_two_kinds_of_attention_are_a_warning():

@@ -12,8 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from library.errors import UserError
-from library.options.groups import TrainNetworkOptions
-from library.recipes.network import loggable_options
 from tests import tiny
 from train_network import train
 
@@ -359,10 +357,3 @@ def test_a_thumbnail_goes_into_the_metadata_as_a_data_url(tiny_file, pictures, t
     metadata = metadata_of(tmp_path / "out" / "lora.safetensors")
     assert metadata["modelspec.thumbnail"].startswith("data:image/png;base64,iVBOR")
     assert metadata["modelspec.author"] == "我"
-
-
-def test_logged_options_hold_no_secrets_and_no_paths(tmp_path):
-    options = TrainNetworkOptions(huggingface_token="hf_x", wandb_api_key="w", output_dir="home", network_dim=8)
-    shown = loggable_options(options)
-    assert shown["network_dim"] == 8
-    assert not {"huggingface_token", "wandb_api_key", "output_dir"} & set(shown)

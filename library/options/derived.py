@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from library.errors import UserError
@@ -75,6 +76,35 @@ def learning_rates(options: Any) -> tuple[float, float]:
     text_encoder = options.text_encoder_lr[0] if options.text_encoder_lr else options.learning_rate
     unet = options.learning_rate if options.unet_lr is None else options.unet_lr
     return text_encoder, unet
+
+
+def tracker_names(options: Any) -> list[str]:
+    """The trackers that curves go to; --logging_dir alone stands for TensorBoard."""
+    if options.log_with == "all":
+        return ["tensorboard", "wandb"]
+    if options.log_with:
+        return [options.log_with]
+    return ["tensorboard"] if options.logging_dir else []
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A folder in a repository on the Hugging Face hub."""
+
+    repo_id: str
+    path: str
+    revision: str | None
+    repo_type: str | None
+
+
+def hub_place(text: str) -> HubPlace:
+    """What --resume names with --resume_from_huggingface: owner/repo/path[:revision[:type]]."""
+    place, *rest = text.split(":")
+    owner, repo, path = [*place.strip("/").split("/", 2), "", ""][:3]
+    if not (owner and repo and path) or len(rest) > 2:
+        raise UserError(f"--resume must be OWNER/REPO/FOLDER[:REVISION[:TYPE]] on Hugging Face, got {text!r}")
+    revision, repo_type = [part or None for part in (*rest, None, None)[:2]]
+    return HubPlace(f"{owner}/{repo}", path, revision, repo_type)
 
 
 def parse_key_values(items: list[str] | None, flag: str) -> dict[str, Any]:

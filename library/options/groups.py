@@ -16,6 +16,7 @@ from library.options.derived import (
     PROMPT_SUFFIXES,
     caches_latents,
     face_crop_range,
+    hub_place,
     is_schedule_free,
     learning_rates,
     names_prompt_file,
@@ -47,6 +48,10 @@ DYNAMO_BACKENDS = (
     *("eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs"),
     *("ofi", "fx2trt", "onnxrt", "tensort", "ipex", "tvm"),
 )
+HUB_VALUES = {
+    "huggingface_repo_type": ("model", "dataset", "space"),
+    "huggingface_repo_visibility": ("public", "private"),
+}
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -425,12 +430,16 @@ class SavingOptions(OptionGroup):
     metadata_preprocessor: str | None = option(None, "preprocessing the network expects, in the file's metadata")
     metadata_is_negative_embedding: str | None = option(None, "whether it is a negative embedding, in the metadata")
     huggingface_repo_id: str | None = option(None, "repository on Hugging Face to upload to, OWNER/NAME")
-    huggingface_repo_type: str | None = option(None, "kind of that repository, such as model")
-    huggingface_path_in_repo: str | None = option(None, "folder in that repository")
-    huggingface_token: str | None = option(None, "access token for Hugging Face")
-    huggingface_repo_visibility: str | None = option(None, "public or private")
+    huggingface_repo_type: str | None = option(None, "kind of that repository: model, dataset or space")
+    huggingface_path_in_repo: str | None = option(None, "folder in that repository; its top when not given")
+    huggingface_token: str | None = option(None, "access token for Hugging Face; HF_TOKEN or a login when not given")
+    huggingface_repo_visibility: str | None = option(
+        None, "public or private, for a repository that is made; private when not given"
+    )
     save_state_to_huggingface: bool = option(False, "upload states too")
-    resume_from_huggingface: bool = option(False, "read --resume as a place on Hugging Face")
+    resume_from_huggingface: bool = option(
+        False, "read --resume as OWNER/REPO/FOLDER[:REVISION[:TYPE]] on Hugging Face"
+    )
     async_upload: bool = option(False, "upload while training goes on")
 
     def check(self) -> list[str]:
@@ -447,6 +456,15 @@ class SavingOptions(OptionGroup):
             problems.append(f"--output_name must be a name without folders, got {self.output_name!r}: see --output_dir")
         if self.metadata_thumbnail and not self.metadata_thumbnail.startswith("data:"):
             problems += existing_file("metadata_thumbnail", self.metadata_thumbnail)
+        return problems + self._check_hub()
+
+    def _check_hub(self) -> list[str]:
+        repo_id, problems = self.huggingface_repo_id, []
+        if repo_id and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
+            problems.append(f"--huggingface_repo_id must be OWNER/NAME, got {repo_id!r}")
+        for name, known in HUB_VALUES.items():
+            if getattr(self, name) not in (None, *known):
+                problems.append(f"--{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
         return problems
 
 
@@ -514,13 +532,19 @@ class LoggingOptions(OptionGroup):
     console_log_file: str | None = option(None, "file for messages, instead of the console", flag_type="path")
     console_log_simple: bool = option(False, "show messages without colours and columns")
     logging_dir: str | None = option(None, "folder for loss curves; none are kept when not given", flag_type="path")
-    log_with: str | None = option(None, "where curves go", choices=("tensorboard", "wandb", "all"))
+    log_with: str | None = option(
+        None,
+        "where curves and sample pictures go; tensorboard when only --logging_dir is given",
+        choices=("tensorboard", "wandb", "all"),
+    )
     log_prefix: str | None = option(None, "start of the name of a run's folder in --logging_dir")
     log_tracker_name: str | None = option(None, "name of the tracker, network_train when not given")
-    log_tracker_config: str | None = option(None, "TOML file of settings of the tracker", flag_type="path")
+    log_tracker_config: str | None = option(
+        None, "TOML file with tables [tensorboard] and [wandb]: what these are started with", flag_type="path"
+    )
     log_config: bool = option(False, "write all settings into the curves' log")
     wandb_run_name: str | None = option(None, "name of the run on wandb")
-    wandb_api_key: str | None = option(None, "access key for wandb")
+    wandb_api_key: str | None = option(None, "access key for wandb; WANDB_API_KEY or a login when not given")
 
     def check(self) -> list[str]:
         if self.log_with in ("tensorboard", "all") and not self.logging_dir:
@@ -587,8 +611,15 @@ class TrainNetworkOptions(
             *self._check_velocity(),
             *self._check_warmup(),
             *self._check_something_trains(),
-            *([] if self.resume_from_huggingface else existing_dir("resume", self.resume)),
+            *self._check_resume(),
         ]
+
+    def _check_resume(self) -> list[str]:
+        if not self.resume_from_huggingface:
+            return existing_dir("resume", self.resume)
+        if not self.resume:
+            return ["--resume_from_huggingface needs --resume OWNER/REPO/FOLDER, the state's place on Hugging Face"]
+        return problems_of(hub_place, self.resume)
 
     def _check_velocity(self) -> list[str]:
         problems = conflict(self, "v_pred_like_loss", "v_parameterization", "it is for models that predict noise")

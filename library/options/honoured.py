@@ -2,11 +2,10 @@
 
 from typing import Any
 
+from library.options.derived import tracker_names
 from library.options.fields import flags_of
 
 _ONE_PROCESS = "training runs without the settings of several GPUs"
-_NO_UPLOAD = "files stay on this computer"
-_NO_WANDB = "curves are written for TensorBoard only"
 _NO_DEEPSPEED = "DeepSpeed is not used"
 
 # flag -> what happens instead
@@ -31,18 +30,6 @@ NOT_HONOURED: dict[str, str] = {
     "zero3_save_16bit_model": _NO_DEEPSPEED,
     "fp16_master_weights_and_gradients": _NO_DEEPSPEED,
     "fused_backward_pass": "the optimizer takes its step after the backward pass",
-    "huggingface_repo_id": _NO_UPLOAD,
-    "huggingface_repo_type": _NO_UPLOAD,
-    "huggingface_path_in_repo": _NO_UPLOAD,
-    "huggingface_token": _NO_UPLOAD,
-    "huggingface_repo_visibility": _NO_UPLOAD,
-    "save_state_to_huggingface": _NO_UPLOAD,
-    "async_upload": _NO_UPLOAD,
-    "resume_from_huggingface": "training would start anew; download the state and give its folder to --resume",
-    "log_with": _NO_WANDB,
-    "log_tracker_config": "the tracker keeps its own settings",
-    "wandb_run_name": _NO_WANDB,
-    "wandb_api_key": _NO_WANDB,
     "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
     "lowram": "models are loaded the same way with and without it",
     "highvram": "memory is used the same way with and without it",
@@ -52,10 +39,9 @@ NOT_HONOURED: dict[str, str] = {
 REFUSED = frozenset(
     {
         *("dataset_class", "deepspeed"),
-        *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
+        *("fp8_base", "fp8_base_unet"),
     }
 )
-HONOURED_VALUES = {"log_with": ("tensorboard",)}
 
 # option -> the option without which it has no effect
 ONLY_WITH = {
@@ -66,6 +52,21 @@ ONLY_WITH = {
     "ip_noise_gamma_random_strength": "ip_noise_gamma",
     "bucket_no_upscale": "enable_bucket",
     "conditioning_data_dir": "masked_loss",
+    "log_prefix": "logging_dir",
+    "huggingface_repo_type": "huggingface_repo_id",
+    "huggingface_path_in_repo": "huggingface_repo_id",
+    "huggingface_repo_visibility": "huggingface_repo_id",
+    "save_state_to_huggingface": "huggingface_repo_id",
+    "async_upload": "huggingface_repo_id",
+}
+
+# option -> options of which one must be given for it to have an effect
+ONLY_WITH_ANY = {
+    "log_config": ("logging_dir", "log_with"),
+    "log_tracker_name": ("logging_dir", "log_with"),
+    "log_tracker_config": ("logging_dir", "log_with"),
+    "save_state_to_huggingface": ("save_state", "save_state_on_train_end"),
+    "huggingface_token": ("huggingface_repo_id", "resume_from_huggingface"),
 }
 
 # option -> the option beside which it has no effect
@@ -89,6 +90,11 @@ def warnings_for(options: Any) -> list[str]:
         for name, needed in ONLY_WITH.items()
         if getattr(options, name) and not getattr(options, needed)
     ]
+    warnings += [
+        f"--{name} has no effect without --{' or --'.join(needed)}"
+        for name, needed in ONLY_WITH_ANY.items()
+        if getattr(options, name) and not any(getattr(options, other) for other in needed)
+    ]
     flags = flags_of(type(options))
     warnings += [
         f"--{name} has no effect beside --{other}"
@@ -105,6 +111,9 @@ def warnings_for(options: Any) -> list[str]:
         ]
     if options.zero_terminal_snr and not options.v_parameterization:
         warnings.append("--zero_terminal_snr is meant for --v_parameterization: a model that predicts noise may suffer")
+    if "wandb" not in tracker_names(options):
+        unused = [name for name in ("wandb_run_name", "wandb_api_key") if getattr(options, name)]
+        warnings += [f"--{name} has no effect without --log_with wandb" for name in unused]
     if options.xformers and options.sdpa:
         warnings.append("--xformers and --sdpa are both given; one is enough, and xformers goes first")
     return warnings
@@ -113,10 +122,4 @@ def warnings_for(options: Any) -> list[str]:
 def _not_honoured(options: Any) -> list[str]:
     """Names of the options of the table that are set to something else than their default."""
     flags = flags_of(type(options))
-    return [
-        name
-        for name in NOT_HONOURED
-        if name in flags
-        and getattr(options, name) != flags[name].default
-        and getattr(options, name) not in HONOURED_VALUES.get(name, ())
-    ]
+    return [name for name in NOT_HONOURED if name in flags and getattr(options, name) != flags[name].default]

@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -21,7 +20,6 @@ from library.options.derived import (
     network_arguments,
     network_module,
 )
-from library.options.fields import SECRETS, flags_of
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, load_algorithm, merge_base_weights
@@ -36,6 +34,7 @@ from library.training.precision import build_accelerator, choose_attention, full
 from library.training.reports import TrainedPart, parts_table
 from library.training.saving import LoopState
 from library.training.schedulers import build_scheduler
+from library.training.trackers import start_trackers
 from library.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
     algorithm.check_arguments(arguments)
-    state = first_state(options, plan)
+    state = first_state(options, plan, checked.resume)
     accelerator = build_accelerator(options)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)
@@ -90,8 +89,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     network = accelerator.unwrap_model(network)
     if options.gradient_checkpointing:
         family.enable_gradient_checkpointing()
-    if options.resume:
-        saving.load_state(accelerator, Path(options.resume))
+    if checked.resume:
+        saving.load_state(accelerator, checked.resume)
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
     else:
         torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
@@ -116,10 +115,10 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     return path
 
 
-def first_state(options: TrainNetworkOptions, plan: StepPlan) -> LoopState:
+def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | None) -> LoopState:
     """Where training starts: at the beginning, at --initial_step or --initial_epoch, or where --resume left off."""
-    if options.resume:
-        state = saving.read_state(Path(options.resume))
+    if resume:
+        state = saving.read_state(resume)
         if state.step >= plan.max_train_steps:
             raise UserError(
                 f"--resume: the state is at step {state.step} and training ends at {plan.max_train_steps}; "
@@ -155,17 +154,3 @@ def trained_parts(network: nn.Module, groups: list[dict]) -> list[TrainedPart]:
         rates_here = [rates[id(p)] for p in parameters if id(p) in rates]
         rows.append(TrainedPart(name, len(adapters), sum(p.numel() for p in parameters), sorted(set(rates_here))))
     return rows
-
-
-def start_trackers(accelerator: Accelerator, options: TrainNetworkOptions) -> None:
-    if options.logging_dir:
-        config = loggable_options(options) if options.log_config else None
-        accelerator.init_trackers(options.log_tracker_name or "network_train", config)
-
-
-def loggable_options(options: TrainNetworkOptions) -> dict[str, object]:
-    """The options for a tracker, without secrets and without paths, which tell of the user's computer."""
-    flags = flags_of(type(options)).values()
-    shown = [flag.name for flag in flags if flag.kind != "path" and flag.name not in SECRETS]
-    values = {name: getattr(options, name) for name in shown}
-    return {name: v if isinstance(v, int | float | str) else str(v) for name, v in values.items()}

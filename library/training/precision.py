@@ -2,15 +2,13 @@
 
 import importlib.util
 import logging
-import time
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from library.errors import UserError
-from library.options.groups import LoggingOptions, PrecisionOptions, TrainNetworkOptions
+from library.options.groups import PrecisionOptions
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +30,11 @@ def save_dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name else None
 
 
-def logging_folder(options: LoggingOptions) -> str | None:
-    """`<logging_dir>/<log_prefix><time>`, a new one for every run."""
-    if options.logging_dir is None:
-        return None
-    return str(Path(options.logging_dir) / f"{options.log_prefix or ''}{time.strftime('%Y%m%d%H%M%S')}")
-
-
-def build_accelerator(options: TrainNetworkOptions) -> Accelerator:
-    """Device, processes, autocast and trackers; UserError where this machine cannot do what was asked."""
+def build_accelerator(options: PrecisionOptions) -> Accelerator:
+    """Device, processes and autocast; UserError where this machine cannot do what was asked."""
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none is usable here; give bf16 or no")
-    folder = logging_folder(options)
-    if folder and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--logging_dir needs the package tensorboard: pip install tensorboard")
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        log_with="tensorboard" if folder else None,
-        project_dir=folder,
-    )
+    accelerator = Accelerator(mixed_precision=options.mixed_precision)
     if options.full_fp16:
         allow_fp16_gradients(accelerator.scaler)
     return accelerator
