@@ -19,6 +19,7 @@ from library.families.detect import CheckpointInfo, inspect_checkpoint, require_
 from library.options.derived import network_arguments, optimizer_name
 from library.options.groups import SavingOptions, TrainNetworkOptions
 from library.options.honoured import warnings_for
+from library.options.launch import launch_problems, launch_warnings
 from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, num_processes, step_plan
 from library.training.prompts import SamplePrompt, read_prompts
@@ -43,7 +44,7 @@ class Preflight:
 
 def preflight(options: TrainNetworkOptions) -> Preflight:
     """Check all that was given; a UserError names every problem found."""
-    problems: list[str] = []
+    problems = launch_problems()
 
     def attempt(function, *arguments):
         try:
@@ -88,7 +89,7 @@ def plan_of(
 
 def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     """Say what was found: the model, the dataset with its notes, the buckets, the steps."""
-    for warning in warnings_for(options) + model_warnings(options, checked.checkpoint):
+    for warning in warnings_for(options) + launch_warnings(options) + model_warnings(options, checked.checkpoint):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
     records, subsets = checked.scanned.records, checked.scanned.subsets

@@ -5,7 +5,7 @@ Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from library.families.blocks import BlockLayout
 
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
+Checkpoint = Callable[..., Any]  # runs a module on arguments so that its backward pass computes it again
 
 
 @dataclass
@@ -62,6 +63,7 @@ class ModelFamily(Protocol):
     device: torch.device
     dtype: torch.dtype  # of the frozen weights
     unet: nn.Module
+    text_encoders: list[nn.Module]
     v_prediction: bool
     trains_text_encoder: bool
 
@@ -73,7 +75,7 @@ class ModelFamily(Protocol):
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
 
-    def enable_gradient_checkpointing(self) -> None: ...
+    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None: ...
 
     def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
 

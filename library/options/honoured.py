@@ -4,11 +4,11 @@ from typing import Any
 
 from library.options.fields import flags_of
 
-_ONE_PROCESS = "training runs without the settings of several GPUs"
+_NO_DDP = "gradients are averaged without DistributedDataParallel"
 _NO_UPLOAD = "files stay on this computer"
 _NO_WANDB = "curves are written for TensorBoard only"
 _NO_VALIDATION = "no validation loss is computed"
-_NO_DEEPSPEED = "DeepSpeed is not used"
+_NO_DEEPSPEED = "it belongs to --deepspeed, which is not supported"
 
 # flag -> what happens instead
 NOT_HONOURED: dict[str, str] = {
@@ -23,16 +23,10 @@ NOT_HONOURED: dict[str, str] = {
     "validate_every_n_steps": _NO_VALIDATION,
     "validate_every_n_epochs": _NO_VALIDATION,
     "max_validation_steps": _NO_VALIDATION,
-    "torch_compile": "the model runs without compilation",
-    "dynamo_backend": "the model runs without compilation",
-    "mem_eff_attn": "PyTorch's own attention is used",
-    "cpu_offload_checkpointing": "checkpointed values stay on the GPU",
-    "fp8_base": "the base model would keep its number format",
-    "fp8_base_unet": "the base model would keep its number format",
-    "ddp_timeout": _ONE_PROCESS,
-    "ddp_gradient_as_bucket_view": _ONE_PROCESS,
-    "ddp_static_graph": _ONE_PROCESS,
-    "deepspeed": "training would run without it",
+    "mem_eff_attn": "PyTorch's own attention, which is always used, needs as little memory",
+    "ddp_gradient_as_bucket_view": _NO_DDP,
+    "ddp_static_graph": _NO_DDP,
+    "deepspeed": "use accelerate launch --multi_gpu; --fp8_base and --gradient_checkpointing save memory",
     "zero_stage": _NO_DEEPSPEED,
     "offload_optimizer_device": _NO_DEEPSPEED,
     "offload_optimizer_nvme_path": _NO_DEEPSPEED,
@@ -41,7 +35,7 @@ NOT_HONOURED: dict[str, str] = {
     "zero3_init_flag": _NO_DEEPSPEED,
     "zero3_save_16bit_model": _NO_DEEPSPEED,
     "fp16_master_weights_and_gradients": _NO_DEEPSPEED,
-    "fused_backward_pass": "the optimizer takes its step after the backward pass",
+    "fused_backward_pass": "a network's gradients are too small to be worth it; kohya's script does nothing either",
     "huggingface_repo_id": _NO_UPLOAD,
     "huggingface_repo_type": _NO_UPLOAD,
     "huggingface_path_in_repo": _NO_UPLOAD,
@@ -55,15 +49,15 @@ NOT_HONOURED: dict[str, str] = {
     "wandb_run_name": _NO_WANDB,
     "wandb_api_key": _NO_WANDB,
     "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
-    "lowram": "models are loaded the same way with and without it",
-    "highvram": "memory is used the same way with and without it",
+    "lowram": "checkpoints are mapped into memory, not read into it, so there is nothing to spare",
+    "highvram": "the GPU's caches are never emptied between steps, so there is nothing to skip",
 }
 
 # of these, the ones without which something else would be trained than was asked for
 REFUSED = frozenset(
     {
         *("in_json", "dataset_class", "validation_split", "deepspeed"),
-        *("resume_from_huggingface", "fp8_base", "fp8_base_unet"),
+        "resume_from_huggingface",
     }
 )
 HONOURED_VALUES = {"log_with": ("tensorboard",)}
@@ -77,17 +71,22 @@ ONLY_WITH = {
     "ip_noise_gamma_random_strength": "ip_noise_gamma",
     "bucket_no_upscale": "enable_bucket",
     "conditioning_data_dir": "masked_loss",
+    "cpu_offload_checkpointing": "gradient_checkpointing",
+    "dynamo_backend": "torch_compile",
 }
 
 # option -> the option beside which it has no effect
-NOT_BESIDE = {"network_dim": "dim_from_weights", "network_alpha": "dim_from_weights"}
+NOT_BESIDE = {
+    "network_dim": "dim_from_weights",
+    "network_alpha": "dim_from_weights",
+    "initial_step": "resume",
+    "initial_epoch": "resume",
+}
 
 
 def refusals_for(options: Any) -> list[str]:
     """An error sentence for each option that is set and whose neglect would change what is trained."""
-    return [
-        f"--{name} is not supported yet: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name in REFUSED
-    ]
+    return [f"--{name} is not supported: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name in REFUSED]
 
 
 def warnings_for(options: Any) -> list[str]:
@@ -95,12 +94,12 @@ def warnings_for(options: Any) -> list[str]:
     warnings = [
         f"--{name} has no effect: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name not in REFUSED
     ]
+    flags = flags_of(type(options))
     warnings += [
         f"--{name} has no effect without --{needed}"
         for name, needed in ONLY_WITH.items()
-        if getattr(options, name) and not getattr(options, needed)
+        if getattr(options, name) != flags[name].default and not getattr(options, needed)
     ]
-    flags = flags_of(type(options))
     warnings += [
         f"--{name} has no effect beside --{other}"
         for name, other in NOT_BESIDE.items()
@@ -108,6 +107,10 @@ def warnings_for(options: Any) -> list[str]:
     ]
     if options.zero_terminal_snr and not options.v_parameterization:
         warnings.append("--zero_terminal_snr is meant for --v_parameterization: a model that predicts noise may suffer")
+    first = "initial_epoch" if options.initial_step is None else "initial_step"
+    is_later = options.initial_step or (options.initial_epoch or 1) > 1
+    if is_later and not options.resume and options.lr_scheduler != "constant":
+        warnings.append(f"--{first}: the learning-rate schedule starts at its beginning; --resume goes on with it")
     if options.xformers and options.sdpa:
         warnings.append("--xformers and --sdpa are both given; one is enough, and xformers goes first")
     return warnings
