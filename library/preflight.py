@@ -89,6 +89,8 @@ def plan_of(
 
 def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     """Say what was found: the model, the dataset with its notes, the buckets, the steps."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the first process says it for all
     for warning in warnings_for(options) + launch_warnings(options) + model_warnings(options, checked.checkpoint):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)

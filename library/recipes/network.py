@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = (
     "the GPU ran out of memory; what needs less, the cheapest first: --cache_latents, --mixed_precision bf16 or fp16, "
     "--optimizer_type AdamW8bit, a smaller --train_batch_size, --network_train_unet_only, --gradient_checkpointing, "
-    "a smaller --resolution"
+    "--fp8_base, a smaller --resolution"
 )
 
 
