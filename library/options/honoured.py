@@ -109,7 +109,8 @@ def warnings_for(options: Any) -> list[str]:
         warnings.append("--zero_terminal_snr is meant for --v_parameterization: a model that predicts noise may suffer")
     first = "initial_epoch" if options.initial_step is None else "initial_step"
     is_later = options.initial_step or (options.initial_epoch or 1) > 1
-    if is_later and not options.resume and options.lr_scheduler != "constant":
+    has_schedule = options.lr_scheduler_type or options.lr_scheduler != "constant"
+    if is_later and has_schedule and not options.resume:
         warnings.append(f"--{first}: the learning-rate schedule starts at its beginning; --resume goes on with it")
     if options.xformers and options.sdpa:
         warnings.append("--xformers and --sdpa are both given; one is enough, and xformers goes first")
