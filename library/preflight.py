@@ -21,6 +21,7 @@ from library.families.detect import CheckpointInfo, inspect_checkpoint, require_
 from library.options.derived import network_arguments, optimizer_name
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
+from library.options.launch import launch_problems, launch_warnings
 from library.training.hub import check_uploads, fetch_state
 from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
@@ -50,7 +51,7 @@ class Preflight:
 
 def preflight(options: TrainNetworkOptions) -> Preflight:
     """Check all that was given; a UserError names every problem found."""
-    problems: list[str] = []
+    problems = launch_problems()
 
     def attempt(function, *arguments):
         try:
@@ -107,7 +108,9 @@ def plan_of(
 
 def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     """Say what was found: the model, the dataset with its notes, the buckets, the steps."""
-    for warning in warnings_for(options) + model_warnings(options, checked.checkpoint):
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the first process says it for all
+    for warning in warnings_for(options) + launch_warnings(options) + model_warnings(options, checked.checkpoint):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
     records, subsets = checked.scanned.records, checked.scanned.subsets

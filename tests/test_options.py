@@ -10,6 +10,7 @@ from library.options import derived
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
+from library.options.launch import launch_problems, launch_warnings
 
 REQUIRED = [
     *("--pretrained_model_name_or_path", "model.safetensors", "--train_data_dir", "pictures"),
@@ -334,7 +335,7 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--resume_from_huggingface", "--resume", "a/b"], "--resume must be OWNER/REPO/FOLDER[:REVISION[:TYPE]] on "),
         (["--output_name", "a/b"], "--output_name must be a name without folders, got 'a/b'"),
         (["--unet_lr", "0", "--text_encoder_lr", "0"], "--learning_rate, --unet_lr and --text_encoder_lr leave "),
-        (["--deepspeed"], "--deepspeed is not supported yet: training would run without it"),
+        (["--deepspeed"], "--deepspeed is not supported: use accelerate launch --multi_gpu"),
         (["--output_config"], "--output_config needs --config_file"),
         (["--output_config", "--config_file", "new.json"], "--output_config writes TOML: --config_file must end in "),
     ],
@@ -475,9 +476,9 @@ def test_network_arguments_stay_text_and_split_at_the_first_equals_sign():
 
 def test_options_without_effect_are_warned_about_only_when_set():
     assert warnings_for(TrainNetworkOptions()) == []
-    options = TrainNetworkOptions(torch_compile=True, wandb_run_name="a", log_config=True, sample_at_first=True)
+    options = TrainNetworkOptions(mem_eff_attn=True, wandb_run_name="a", log_config=True, sample_at_first=True)
     assert warnings_for(options) == [
-        "--torch_compile has no effect: the model runs without compilation",
+        "--mem_eff_attn has no effect: PyTorch's own attention, which is always used, needs as little memory",
         "--sample_at_first has no effect without --sample_prompts",
         "--log_config has no effect without --logging_dir or --log_with",
         "--wandb_run_name has no effect without --log_with wandb",
@@ -500,6 +501,54 @@ def test_rank_and_alpha_have_no_effect_beside_those_of_a_file():
         "--network_dim has no effect beside --dim_from_weights",
         "--network_alpha has no effect beside --dim_from_weights",
     ]
+
+
+def test_options_that_belong_to_another_one_are_warned_about_without_it():
+    assert warnings_for(TrainNetworkOptions(dynamo_backend="eager", cpu_offload_checkpointing=True)) == [
+        "--cpu_offload_checkpointing has no effect without --gradient_checkpointing",
+        "--dynamo_backend has no effect without --torch_compile",
+    ]
+    belonging = dict(gradient_checkpointing=True, torch_compile=True)
+    options = TrainNetworkOptions(dynamo_backend="eager", cpu_offload_checkpointing=True, **belonging)
+    assert warnings_for(options) == []
+
+
+def test_a_first_step_starts_the_schedule_anew_and_counts_for_nothing_beside_a_state():
+    (warning,) = warnings_for(TrainNetworkOptions(initial_step=5, lr_scheduler="cosine"))
+    assert warning.startswith("--initial_step: the learning-rate schedule starts at its beginning")
+    assert warnings_for(TrainNetworkOptions(initial_epoch=1, lr_scheduler="cosine")) == []
+    assert warnings_for(TrainNetworkOptions(initial_step=5)) == []
+    options = TrainNetworkOptions(initial_step=5, lr_scheduler="cosine", resume="state")
+    assert warnings_for(options) == ["--initial_step has no effect beside --resume"]
+
+
+def test_a_launcher_that_says_something_else_is_contradicted_in_one_line(monkeypatch):
+    options = TrainNetworkOptions(mixed_precision="bf16", torch_compile=True, gradient_accumulation_steps=2)
+    agreeing = {"MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "INDUCTOR", "GRADIENT_ACCUMULATION_STEPS": "2"}
+    silent = {"MIXED_PRECISION": "no", "DYNAMO_BACKEND": "NO", "GRADIENT_ACCUMULATION_STEPS": "1"}
+    for environment in (agreeing, silent):
+        for name, value in environment.items():
+            monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        assert launch_warnings(options) == []
+    for name, value in agreeing.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert launch_warnings(TrainNetworkOptions()) == [
+        "accelerate launch --mixed_precision bf16 has no effect: the script's own options say no",
+        "accelerate launch --dynamo_backend inductor has no effect: the script's own options say no",
+        "accelerate launch --gradient_accumulation_steps 2 has no effect: the script's own options say 1",
+    ]
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_a_launcher_that_splits_the_model_is_a_mistake(engine, monkeypatch):
+    assert launch_problems() == []
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    (problem,) = launch_problems()
+    assert "is not supported: use accelerate launch --multi_gpu" in problem
+
+
+def test_log_with_tensorboard_has_an_effect():
+    assert warnings_for(TrainNetworkOptions(log_with="tensorboard", logging_dir="logs")) == []
 
 
 def test_two_kinds_of_attention_are_a_warning():

@@ -180,10 +180,17 @@ def test_unet_only_saves_no_text_encoder_keys(tiny_file, pictures, tmp_path):
 
 def test_gradient_checkpointing_and_accumulated_batches_change_no_result(tiny_folder, pictures, tmp_path):
     train(tiny.arguments(tiny_folder, pictures, tmp_path / "plain"))
-    train(tiny.arguments(tiny_folder, pictures, tmp_path / "saver", gradient_checkpointing=True))
-    plain, saver = (load_file(tmp_path / name / "lora.safetensors") for name in ("plain", "saver"))
-    for name, value in plain.items():
-        torch.testing.assert_close(saver[name], value, rtol=1e-4, atol=1e-6)
+    plain = load_file(tmp_path / "plain" / "lora.safetensors")
+    for in_main_memory in (False, True):
+        train(
+            tiny.arguments(
+                tiny_folder, pictures, tmp_path / "saver", gradient_checkpointing=True,
+                cpu_offload_checkpointing=in_main_memory,
+            )
+        )  # fmt: skip
+        saver = load_file(tmp_path / "saver" / "lora.safetensors")
+        for name, value in plain.items():
+            torch.testing.assert_close(saver[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_latents_on_disk_give_the_same_training_as_in_memory(tiny_folder, pictures, tmp_path):

@@ -5,7 +5,7 @@ Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from library.families.blocks import BlockLayout
 
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
+Checkpoint = Callable[..., Any]  # runs a module on arguments so that its backward pass computes it again
 
 
 @dataclass
@@ -84,6 +85,7 @@ class ModelFamily(Protocol):
     device: torch.device
     dtype: torch.dtype  # of the frozen weights
     unet: nn.Module
+    text_encoders: list[nn.Module]
     v_prediction: bool
     trains_text_encoder: bool
 
@@ -104,7 +106,7 @@ class ModelFamily(Protocol):
 
     def kohya_models(self) -> KohyaModels: ...
 
-    def enable_gradient_checkpointing(self) -> None: ...
+    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None: ...
 
     def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from library.families import clip
-from library.families.base import AdapterTarget, Batch, Conds, KohyaModels
+from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
 from library.families.blocks import BlockLayout
 from library.families.checkpoints import load_models
 from library.families.detect import inspect_checkpoint
@@ -82,9 +82,16 @@ class Sd:
         """Passes of 75 tokens that a caption gets."""
         return (self.options.max_token_length or clip.CHUNK) // clip.CHUNK
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass; needs train mode, which changes nothing else in SD."""
-        self.unet.enable_gradient_checkpointing()
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [self.text_encoder]
+
+    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None:
+        """Recompute activations in the backward pass, those of the U-Net's blocks in the way given.
+
+        Needs train mode, which changes nothing else in SD.
+        """
+        self.unet.enable_gradient_checkpointing(checkpoint)
         self.unet.train()
         if self.trains_text_encoder:
             self.text_encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -504,14 +504,16 @@ class PrecisionOptions(OptionGroup):
     mixed_precision: str = option("no", "number format of the computation", choices=("no", "fp16", "bf16"))
     full_fp16: bool = option(False, "keep weights and gradients in fp16 too")
     full_bf16: bool = option(False, "keep weights and gradients in bf16 too")
-    fp8_base: bool = option(False, "keep the base model in fp8")
-    fp8_base_unet: bool = option(False, "keep the base model in fp8, but not its text encoders")
+    fp8_base: bool = option(False, "store the base model in 8 bits a weight; it computes as before")
+    fp8_base_unet: bool = option(False, "as --fp8_base, but not the text encoders")
     gradient_checkpointing: bool = option(False, "save memory by computing parts of the forward pass twice")
-    cpu_offload_checkpointing: bool = option(False, "keep checkpointed values in the computer's main memory")
+    cpu_offload_checkpointing: bool = option(
+        False, "keep what --gradient_checkpointing keeps in the computer's main memory"
+    )
     xformers: bool = option(False, "use the attention of the package xformers")
     sdpa: bool = option(False, "use PyTorch's scaled dot product attention")
     mem_eff_attn: bool = option(False, "use a slow attention that needs little memory")
-    torch_compile: bool = option(False, "compile the model with torch.compile")
+    torch_compile: bool = option(False, "compile the U-Net with torch.compile")
     dynamo_backend: str = option("inductor", "backend of --torch_compile", choices=DYNAMO_BACKENDS)
 
     def check(self) -> list[str]:
@@ -556,7 +558,9 @@ class LoggingOptions(OptionGroup):
 class DistributedOptions(OptionGroup):
     """Several GPUs"""
 
-    ddp_timeout: int | None = option(None, "minutes that one process waits for the others")
+    ddp_timeout: int | None = option(
+        None, "minutes that one process waits for the others, PyTorch's own when not given"
+    )
     ddp_gradient_as_bucket_view: bool = option(False, "let gradients share memory with the exchange between processes")
     ddp_static_graph: bool = option(False, "tell DistributedDataParallel that the graph never changes")
     deepspeed: bool = option(False, "train with DeepSpeed")
@@ -568,6 +572,9 @@ class DistributedOptions(OptionGroup):
     zero3_init_flag: bool = option(False, "split models while loading, ZeRO stage 3")
     zero3_save_16bit_model: bool = option(False, "save models in 16 bits, ZeRO stage 3")
     fp16_master_weights_and_gradients: bool = option(False, "keep DeepSpeed's master weights in fp16")
+
+    def check(self) -> list[str]:
+        return at_least(self, 0, "ddp_timeout")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,20 @@
-"""Options that are accepted but not, or not yet, acted on; those that change what is trained are refused."""
+"""Options that are accepted and not acted on, each with its reason; two that change what is trained are refused."""
 
 from typing import Any
 
 from library.options.derived import tracker_names
 from library.options.fields import flags_of
 
-_ONE_PROCESS = "training runs without the settings of several GPUs"
-_NO_DEEPSPEED = "DeepSpeed is not used"
+_NO_DDP = "gradients are averaged without DistributedDataParallel"
+_NO_DEEPSPEED = "it belongs to --deepspeed, which is not supported"
 
 # flag -> what happens instead
 NOT_HONOURED: dict[str, str] = {
     "dataset_class": "classes written for sd-scripts need its modules; describe the pictures with --dataset_config",
-    "torch_compile": "the model runs without compilation",
-    "dynamo_backend": "the model runs without compilation",
-    "mem_eff_attn": "PyTorch's own attention is used",
-    "cpu_offload_checkpointing": "checkpointed values stay on the GPU",
-    "fp8_base": "the base model would keep its number format",
-    "fp8_base_unet": "the base model would keep its number format",
-    "ddp_timeout": _ONE_PROCESS,
-    "ddp_gradient_as_bucket_view": _ONE_PROCESS,
-    "ddp_static_graph": _ONE_PROCESS,
-    "deepspeed": "training would run without it",
+    "mem_eff_attn": "PyTorch's own attention, which is always used, needs as little memory",
+    "ddp_gradient_as_bucket_view": _NO_DDP,
+    "ddp_static_graph": _NO_DDP,
+    "deepspeed": "use accelerate launch --multi_gpu; --fp8_base and --gradient_checkpointing save memory",
     "zero_stage": _NO_DEEPSPEED,
     "offload_optimizer_device": _NO_DEEPSPEED,
     "offload_optimizer_nvme_path": _NO_DEEPSPEED,
@@ -29,19 +23,14 @@ NOT_HONOURED: dict[str, str] = {
     "zero3_init_flag": _NO_DEEPSPEED,
     "zero3_save_16bit_model": _NO_DEEPSPEED,
     "fp16_master_weights_and_gradients": _NO_DEEPSPEED,
-    "fused_backward_pass": "the optimizer takes its step after the backward pass",
+    "fused_backward_pass": "a network's gradients are too small to be worth it; kohya's script does nothing either",
     "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
-    "lowram": "models are loaded the same way with and without it",
-    "highvram": "memory is used the same way with and without it",
+    "lowram": "checkpoints are mapped into memory, not read into it, so there is nothing to spare",
+    "highvram": "the GPU's caches are never emptied between steps, so there is nothing to skip",
 }
 
 # of these, the ones without which something else would be trained than was asked for
-REFUSED = frozenset(
-    {
-        *("dataset_class", "deepspeed"),
-        *("fp8_base", "fp8_base_unet"),
-    }
-)
+REFUSED = frozenset({"dataset_class", "deepspeed"})
 
 # option -> the option without which it has no effect
 ONLY_WITH = {
@@ -58,6 +47,8 @@ ONLY_WITH = {
     "huggingface_repo_visibility": "huggingface_repo_id",
     "save_state_to_huggingface": "huggingface_repo_id",
     "async_upload": "huggingface_repo_id",
+    "cpu_offload_checkpointing": "gradient_checkpointing",
+    "dynamo_backend": "torch_compile",
 }
 
 # option -> options of which one must be given for it to have an effect
@@ -70,14 +61,17 @@ ONLY_WITH_ANY = {
 }
 
 # option -> the option beside which it has no effect
-NOT_BESIDE = {"network_dim": "dim_from_weights", "network_alpha": "dim_from_weights"}
+NOT_BESIDE = {
+    "network_dim": "dim_from_weights",
+    "network_alpha": "dim_from_weights",
+    "initial_step": "resume",
+    "initial_epoch": "resume",
+}
 
 
 def refusals_for(options: Any) -> list[str]:
     """An error sentence for each option that is set and whose neglect would change what is trained."""
-    return [
-        f"--{name} is not supported yet: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name in REFUSED
-    ]
+    return [f"--{name} is not supported: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name in REFUSED]
 
 
 def warnings_for(options: Any) -> list[str]:
@@ -85,17 +79,17 @@ def warnings_for(options: Any) -> list[str]:
     warnings = [
         f"--{name} has no effect: {NOT_HONOURED[name]}" for name in _not_honoured(options) if name not in REFUSED
     ]
+    flags = flags_of(type(options))
     warnings += [
         f"--{name} has no effect without --{needed}"
         for name, needed in ONLY_WITH.items()
-        if getattr(options, name) and not getattr(options, needed)
+        if getattr(options, name) != flags[name].default and not getattr(options, needed)
     ]
     warnings += [
         f"--{name} has no effect without --{' or --'.join(needed)}"
         for name, needed in ONLY_WITH_ANY.items()
         if getattr(options, name) and not any(getattr(options, other) for other in needed)
     ]
-    flags = flags_of(type(options))
     warnings += [
         f"--{name} has no effect beside --{other}"
         for name, other in NOT_BESIDE.items()
@@ -114,6 +108,11 @@ def warnings_for(options: Any) -> list[str]:
     if "wandb" not in tracker_names(options):
         unused = [name for name in ("wandb_run_name", "wandb_api_key") if getattr(options, name)]
         warnings += [f"--{name} has no effect without --log_with wandb" for name in unused]
+    first = "initial_epoch" if options.initial_step is None else "initial_step"
+    is_later = options.initial_step or (options.initial_epoch or 1) > 1
+    has_schedule = options.lr_scheduler_type or options.lr_scheduler != "constant"
+    if is_later and has_schedule and not options.resume:
+        warnings.append(f"--{first}: the learning-rate schedule starts at its beginning; --resume goes on with it")
     if options.xformers and options.sdpa:
         warnings.append("--xformers and --sdpa are both given; one is enough, and xformers goes first")
     return warnings

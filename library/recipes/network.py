@@ -30,7 +30,16 @@ from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import build_optimizer
 from library.training.plan import StepPlan
-from library.training.precision import build_accelerator, choose_attention, full_dtype, weight_dtype
+from library.training.precision import (
+    build_accelerator,
+    check_compiler,
+    checkpoint_function,
+    choose_attention,
+    compile_unet,
+    full_dtype,
+    store_in_fp8,
+    weight_dtype,
+)
 from library.training.reports import TrainedPart, parts_table
 from library.training.saving import LoopState
 from library.training.schedulers import build_scheduler
@@ -43,7 +52,7 @@ UNET = "U-Net"  # among the parts that are trained; the others are text encoders
 OUT_OF_MEMORY = (
     "the GPU ran out of memory; what needs less, the cheapest first: --cache_latents, --mixed_precision bf16 or fp16, "
     "--optimizer_type AdamW8bit, a smaller --train_batch_size, --network_train_unet_only, --gradient_checkpointing, "
-    "a smaller --resolution"
+    "--fp8_base, a smaller --resolution"
 )
 
 
@@ -62,12 +71,14 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     algorithm.check_arguments(arguments)
     state = first_state(options, plan, checked.resume)
     accelerator = build_accelerator(options)
+    check_compiler(options, accelerator.device)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)
 
     family = family_class(checked.family)(options, accelerator.device, weight_dtype(options))
     choose_attention(family.unet, options, accelerator.device)
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
+    store_in_fp8(family, options)
     network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
     groups = network.param_groups(*learning_rates(options))
     if not groups:
@@ -85,10 +96,11 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
             cache_latents(pictures, family, options, accelerator)
         family.release_vae()
 
-    network, optimizer, scheduler = accelerator.prepare(network, optimizer, scheduler)
-    network = accelerator.unwrap_model(network)
+    network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
+    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
     if options.gradient_checkpointing:
-        family.enable_gradient_checkpointing()
+        family.enable_gradient_checkpointing(checkpoint_function(options))
+    compile_unet(family.unet, options)
     if checked.resume:
         saving.load_state(accelerator, checked.resume)
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
