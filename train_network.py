@@ -20,6 +20,11 @@ def train(argv: list[str] | None = None) -> None:
     start_logging(options)
     checked = preflight(options)
     report(options, checked)
+    if options.debug_dataset:
+        from library.recipes.debug_dataset import show_dataset  # numpy and OpenCV, but no torch
+
+        show_dataset(options, checked)
+        return
 
     from library.recipes.network import train_network  # torch, diffusers and transformers from here on
 

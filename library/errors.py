@@ -28,6 +28,11 @@ def quoted_list(names: list[str], limit: int = 10) -> str:
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for a sentence."""
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function; a mistake ends in its sentences and exit code 2, a bug in 1 and a log file."""
     for stream in (sys.stdout, sys.stderr):
@@ -44,8 +49,7 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(130)
     except Exception as error:
         path = _write_traceback()
-        summary = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        print(f"error: {type(error).__name__}: {summary}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         print(f"This is not a mistake of yours that we know of; the traceback is in {path}", file=sys.stderr)
         sys.exit(EXIT_BUG)
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from library.options.groups import LoggingOptions
 
-QUIET_LIBRARIES = ("bitsandbytes", "diffusers", "transformers", "accelerate", "torch", "PIL", "matplotlib", "httpx")
+QUIET_LIBRARIES = (
+    *("bitsandbytes", "diffusers", "transformers", "accelerate", "torch", "PIL", "matplotlib"),
+    *("httpx", "httpx2", "huggingface_hub"),
+)
 
 
 def start_logging(options: LoggingOptions) -> None:

@@ -1,5 +1,6 @@
 """Everything that can be checked before torch is imported: all mistakes in one list, and what a run will do."""
 
+import difflib
 import importlib.util
 import logging
 import os
@@ -11,22 +12,26 @@ from tqdm import tqdm
 
 from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
 from library.dataset.sampler import sampler_of
-from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures
+from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures, with_sizes, write_info_caches
 from library.dataset.validation import split_validation
 from library.errors import UserError
 from library.families import family_of_kind
 from library.families.agreement import model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
 from library.options.derived import network_arguments, optimizer_name
-from library.options.groups import SavingOptions, TrainNetworkOptions
+from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
+from library.options.launch import launch_problems, launch_warnings
+from library.training.hub import check_uploads, fetch_state
 from library.training.optimizers import check_optimizer
-from library.training.plan import StepPlan, num_processes, step_plan
-from library.training.prompts import SamplePrompt, read_prompts
+from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
+from library.training.prompts import SamplePrompt, prompts_of
+from library.training.tracker_checks import check_trackers
 
 logger = logging.getLogger(__name__)
 
 MIN_FREE_BYTES = 200_000_000
+PIP_NAMES = {"lycoris": "lycoris-lora"}  # of packages that are imported by another name
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,12 @@ class Preflight:
     repeats: list[int]  # how often each record is drawn in an epoch
     prompts: list[SamplePrompt]
     plan: StepPlan
+    resume: Path | None  # the state folder to go on from
 
 
 def preflight(options: TrainNetworkOptions) -> Preflight:
     """Check all that was given; a UserError names every problem found."""
-    problems: list[str] = []
+    problems = launch_problems()
 
     def attempt(function, *arguments):
         try:
@@ -58,28 +64,38 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
     family = attempt(family_of_kind, checkpoint) if checkpoint else None
     if options.vae:
         attempt(check_vae, options.vae)
-    problems.extend(check_output_dir(options))
+    problems.extend(check_writable("output_dir", options.output_dir))
+    if options.logging_dir:
+        problems.extend(check_writable("logging_dir", options.logging_dir))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(optimizer_name(options)))
     attempt(network_arguments, options)
-    prompts = attempt(read_prompts, Path(options.sample_prompts)) if options.sample_prompts else []
+    prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
+    if is_main_process():
+        attempt(check_trackers, options)
     scanned = attempt(scan_dataset, options)
     if scanned is not None:
-        attempt(decode_all, scanned)
+        scanned = attempt(decode_all, scanned)
     split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
+    if options.huggingface_repo_id and not problems and is_main_process():
+        attempt(check_uploads, options)
     if problems:
         raise UserError(*problems)
+    resume = fetch_state(options) if options.resume_from_huggingface else options.resume and Path(options.resume)
+    cache_notes = write_info_caches(scanned)
     scanned, validation = split
+    scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
-    return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan)
+    return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume)
 
 
-def decode_all(scanned: ScannedDataset) -> None:
-    """Decode every picture once, so that a damaged one is named now and not after hours."""
-    count = len({record.path for record in scanned.records})
+def decode_all(scanned: ScannedDataset) -> ScannedDataset:
+    """Decode every picture once, so that a damaged one is named now and not after hours; sizes are then certain."""
+    count = len({record.path for record in scanned.records if not record.is_gone})
     with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
-        verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
+        sizes = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
+    return with_sizes(scanned, sizes)
 
 
 def plan_of(
@@ -92,7 +108,9 @@ def plan_of(
 
 def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     """Say what was found: the model, the dataset with its notes, the buckets, the steps."""
-    for warning in warnings_for(options) + model_warnings(options, checked.checkpoint):
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the first process says it for all
+    for warning in warnings_for(options) + launch_warnings(options) + model_warnings(options, checked.checkpoint):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
     records, subsets = checked.scanned.records, checked.scanned.subsets
@@ -101,7 +119,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         captioned = sum(record.caption_found for record in mine)
         kind = "regularisation pictures" if subset.is_reg else "pictures"
         logger.info(
-            "%s: %d %s x %d repeats, %d with captions", subset.image_dir, len(mine), kind, subset.num_repeats, captioned
+            "%s: %d %s x %d repeats, %d with captions", subset.source, len(mine), kind, subset.num_repeats, captioned
         )
     if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
@@ -135,27 +153,42 @@ def check_vae(path_text: str) -> None:
 
 
 def check_network_module(name: str | None) -> list[str]:
-    """Problems with --network_module; None stands for networks.lora."""
-    if name is None or importlib.util.find_spec("networks") is None:
+    """Problems with --network_module; None stands for networks.lora. Nothing is imported, as that may need torch."""
+    if name is None:
         return []
-    folder = Path(importlib.util.find_spec("networks").origin).parent
-    known = sorted(
-        f"networks.{path.stem}" for path in folder.glob("*.py") if "def create_network" in path.read_text("utf-8")
-    )
-    if name in known:
+    package, *inside = name.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pip_name = PIP_NAMES.get(package)
+        remedy = (
+            f"pip install {pip_name}" if pip_name else "networks of this project are called networks.lora and so on"
+        )
+        return [f"--network_module {name} needs the package {package}, which is not installed: {remedy}"]
+    folders = [Path(folder).joinpath(*inside[:-1]) for folder in spec.submodule_search_locations or []]
+    there = {path.name.split(".")[0]: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    if not inside or (inside[-1] in there and (package != "networks" or makes_networks(there[inside[-1]]))):
         return []
-    return [f"--network_module: there is no network {name} here; there is {', '.join(known)}"]
+    if package == "networks":
+        known = ", ".join(f"networks.{module}" for module, path in sorted(there.items()) if makes_networks(path))
+        return [f"--network_module: there is no network {name} here; there is {known}"]
+    near = difflib.get_close_matches(inside[-1], there, 1)
+    hint = f"; did you mean {'.'.join([package, *inside[:-1], near[0]])}?" if near else ""
+    return [f"--network_module: there is no module {name}{hint}"]
 
 
-def check_output_dir(options: SavingOptions) -> list[str]:
-    """Problems with the place the files go to: it is made where it is missing, and must be writable."""
-    folder = Path(options.output_dir)
+def makes_networks(path: Path) -> bool:
+    return path.suffix == ".py" and "def create_network" in path.read_text("utf-8")
+
+
+def check_writable(name: str, folder_text: str) -> list[str]:
+    """Problems with a folder that files go to: it is made where it is missing, and must be writable."""
+    folder = Path(folder_text)
     existing = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), None)
     if existing is None or not existing.is_dir():
-        return [f"--output_dir: {folder} cannot be made, because {existing} is a file"]
+        return [f"--{name}: {folder} cannot be made, because {existing} is a file"]
     if not os.access(existing, os.W_OK):
-        return [f"--output_dir: {folder} cannot be written to (no permission); give a folder of your own"]
+        return [f"--{name}: {folder} cannot be written to (no permission); give a folder of your own"]
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
-        return [f"--output_dir: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
+        return [f"--{name}: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
     return []

@@ -156,39 +156,16 @@ class AdapterNetwork(nn.Module):
 
     def take_weights(self, weights: dict[str, Tensor], path: Path) -> None:
         """The same with weights that were read from `path` before."""
-        self._compare(weights, path)
         own = self.state_dict()
+        require_same(own, weights, path)
         self.load_state_dict({name: value.reshape(own[name].shape) for name, value in weights.items()})
 
     def check_saved(self, path: Path) -> int:
         """Read a file back and compare it with this network; returns the number of layers it changes."""
         weights = read_weights(Path(path))
-        self._compare(weights, path)
-        broken = [name for name, value in weights.items() if not value.isfinite().all()]
-        if broken:
-            raise UserError(
-                f"{path} holds weights that are not finite, e.g. {broken[0]}: training diverged; "
-                "take an earlier checkpoint, and a lower learning rate"
-            )
+        require_same(self.state_dict(), weights, path)
+        require_finite(weights, path)
         return len(self.adapters())
-
-    def _compare(self, weights: dict[str, Tensor], path: Path) -> None:
-        """UserError unless the file's weights are this network's, name for name and size for size."""
-        own = self.state_dict()
-        unknown = [name for name in weights if name not in own]
-        missing = [name for name in own if name not in weights]
-        misshapen = [n for n, value in weights.items() if n in own and value.numel() != own[n].numel()]
-        problems = []
-        if unknown:
-            problems.append(f"{path} has {len(unknown)} weights that this network has not: {quoted_list(unknown, 3)}")
-        if missing:
-            problems.append(f"{path} lacks {len(missing)} weights of this network: {quoted_list(missing, 3)}")
-        if misshapen:
-            name = misshapen[0]
-            sizes = f"{tuple(weights[name].shape)} where this network has {tuple(own[name].shape)}"
-            problems.append(f"{path} was made with other ranks or for another model, e.g. {name}: {sizes}")
-        if problems:
-            raise UserError(*problems)
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         result = super().load_state_dict(state_dict, strict, assign)
@@ -208,3 +185,31 @@ def build_adapters(
 def is_pointwise(layer: nn.Module) -> bool:
     """A Linear, or a convolution of 1x1: what `network_dim` (not `conv_dim`) is for."""
     return isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)
+
+
+def require_same(own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
+    """UserError unless the weights of a file are a network's own, name for name and size for size."""
+    unknown = [name for name in weights if name not in own]
+    missing = [name for name in own if name not in weights]
+    misshapen = [n for n, value in weights.items() if n in own and value.numel() != own[n].numel()]
+    problems = []
+    if unknown:
+        problems.append(f"{path} has {len(unknown)} weights that this network has not: {quoted_list(unknown, 3)}")
+    if missing:
+        problems.append(f"{path} lacks {len(missing)} weights of this network: {quoted_list(missing, 3)}")
+    if misshapen:
+        name = misshapen[0]
+        sizes = f"{tuple(weights[name].shape)} where this network has {tuple(own[name].shape)}"
+        problems.append(f"{path} was made with other ranks or for another model, e.g. {name}: {sizes}")
+    if problems:
+        raise UserError(*problems)
+
+
+def require_finite(weights: dict[str, Tensor], path: Path) -> None:
+    """UserError where a file holds weights that are no numbers."""
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path} holds weights that are not finite, e.g. {broken[0]}: training diverged; "
+            "take an earlier checkpoint, and a lower learning rate"
+        )

@@ -1,12 +1,18 @@
 """The configurations that are shipped, and the one of a public tutorial, train as they are."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import toml
 from PIL import Image
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.test_train_network import metadata_of
 from train_network import train
 
 EXAMPLES = Path(__file__).parents[1] / "config_examples"
@@ -51,26 +57,88 @@ def test_the_tutorials_file_trains_verbatim(tmp_path, monkeypatch, capsys, caplo
     assert "text encoder" in (table := capsys.readouterr().out) and "1e-05" in table and "0.0001" in table
 
 
-@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.toml")))
-def test_every_example_trains_two_steps(example, tiny_file, pictures, tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a cat --w 64 --h 64 --s 1\n", encoding="utf-8")
-    tiny.write_pictures(tmp_path / "reg", "1_animal")
+# Not *_dataset.toml, which are for --dataset_config and stand in the examples that use them.
+NAMES = sorted(path.name for path in EXAMPLES.glob("*.toml") if not path.stem.endswith("_dataset"))
+
+
+@pytest.mark.parametrize("example", NAMES)
+def test_every_example_trains_two_steps(example, request, tmp_path, capsys):
+    train(words_for(example, request, tmp_path))
+    assert load_file(tmp_path / "out" / "example.safetensors")
+    assert "has no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_launch_line_of_several_gpus_trains_in_two_processes(request, tmp_path):
+    text = (EXAMPLES / "several_gpus.toml").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^# +accelerate launch (.* train_network.py) --config_file .*/several_gpus.toml$", text, re.M)
+    words = words_for("several_gpus.toml", request, tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *line.split(), *words],
+        cwd=EXAMPLES.parent, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "/ 2 processes" in ended.stdout + ended.stderr
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["example.safetensors"]
+    metadata = metadata_of(files[0])
+    assert (metadata["ss_steps"], metadata["ss_total_batch_size"]) == ("2", "4")
+
+
+def words_for(example: str, request: pytest.FixtureRequest, folder: Path) -> list[str]:
+    """The command line that trains an example for two steps on a toy model and toy pictures made in `folder`."""
+    wanted = toml.load(EXAMPLES / example)
+    if wanted.get("optimizer_type") == "Prodigy":
+        pytest.importorskip("prodigyopt", reason="Prodigy is an optional package")
+    if wanted.get("network_module", "").startswith("lycoris"):
+        pytest.importorskip("lycoris", reason="LyCORIS is an optional package")
+    pictures = tiny.write_pictures(folder / "train")
+    (folder / "prompts.txt").write_text("a cat --w 64 --h 64 --s 1\n", encoding="utf-8")
     replaced = {
-        "pretrained_model_name_or_path": tiny_file,
-        "train_data_dir": pictures,
-        "output_dir": tmp_path / "out",
+        "pretrained_model_name_or_path": request.getfixturevalue("tiny_sd2_file" if wanted.get("v2") else "tiny_file"),
+        "output_dir": folder / "out",
         "output_name": "example",
-        "resolution": "128,128",
         "max_train_epochs": "",
         "max_train_steps": 2,
         "mixed_precision": "no",
-        "sample_prompts": prompts,
-        "logging_dir": tmp_path / "logs",
         "min_bucket_reso": 64,
     }
-    if "reg_data_dir" in (EXAMPLES / example).read_text(encoding="utf-8"):
-        replaced["reg_data_dir"] = tmp_path / "reg"
+    replacements = {  # of what only some examples have, made when asked for
+        "train_data_dir": lambda: pictures,
+        "resolution": lambda: "128,128",
+        "sample_prompts": lambda: folder / "prompts.txt",
+        "logging_dir": lambda: folder / "logs",
+        "reg_data_dir": lambda: tiny.write_pictures(folder / "reg", "1_animal"),
+        "conditioning_data_dir": lambda: write_masks(folder / "masks", pictures),
+        "dataset_config": lambda: write_dataset_config(EXAMPLES.parent / wanted["dataset_config"], pictures),
+    }
+    replaced |= {name: make() for name, make in replacements.items() if name in wanted}
     words = [word for name, value in replaced.items() for word in (f"--{name}", str(value))]
-    train(["--config_file", str(EXAMPLES / example), *words])
-    assert load_file(tmp_path / "out" / "example.safetensors")
+    return ["--config_file", str(EXAMPLES / example), "--strict_config", *words]
+
+
+def write_masks(folder: Path, pictures: Path) -> Path:
+    """A mask for each picture, white on the left."""
+    folder.mkdir()
+    for path in pictures.glob("*/*.png"):
+        with Image.open(path) as picture:
+            mask = Image.new("L", picture.size, 25)
+        mask.paste(255, (0, 0, mask.width // 2, mask.height))
+        mask.save(folder / path.name)
+    return folder
+
+
+def write_dataset_config(shipped: Path, pictures: Path) -> Path:
+    """A shipped dataset file with toy pictures, a quarter as large; the pictures are made large enough for it."""
+    config = toml.load(shipped)
+    for picture in pictures.glob("*/*.png"):
+        with Image.open(picture) as image:
+            larger = image.resize((image.width * 4, image.height * 4))
+        larger.save(picture)
+    for dataset in config["datasets"]:
+        dataset["resolution"] //= 4
+        for subset in dataset["subsets"]:
+            subset["image_dir"] = str(next(pictures.iterdir()))
+    path = pictures.parent / "dataset.toml"
+    path.write_text(toml.dumps(config), encoding="utf-8")
+    return path

@@ -3,14 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
 
 from library.dataset.buckets import choose_buckets_of, repeats_of
-from library.dataset.dataset_config import KEYS, read_dataset_config
+from library.dataset.dataset import TrainingDataset
+from library.dataset.dataset_config import read_dataset_config
+from library.dataset.dataset_config_keys import KEYS
+from library.dataset.images import resize, to_model_input
 from library.dataset.sampler import sampler_of
-from library.dataset.scan import scan_dataset
+from library.dataset.scan import dataset_dirs, scan_dataset, tag_frequency
 from library.errors import UserError
 from library.options.groups import TrainNetworkOptions
 from tests import tiny
@@ -121,7 +125,16 @@ MISTAKES = {
     "no resolution": ("resolution = 128", "", r"datasets\[0\]: there is no resolution"),
     "out of range": ("resolution = 128", "resolution = 32", r"datasets\[0\]: resolution 32 must lie between .* 64"),
     "interpolation": ("keep_tokens = 1", 'resize_interpolation = "lancos"', r"interpolation must be one of lanczos"),
-    "not yet": ("flip_aug = true", 'metadata_file = "x.json"', r"subsets\[0\]: metadata_file is not supported"),
+    "step": ("keep_tokens = 1", "bucket_reso_steps = 40", r"datasets\[0\]: bucket_reso_steps must be a multiple of 64"),
+    "mixture": (
+        "is_reg = true", 'metadata_file = "x.json"',
+        r"datasets\[0\]: 1 of 2 subsets have a metadata_file; the others need a \[\[datasets\]\] of their own",
+    ),
+    "folder key beside a file": (
+        "flip_aug = true", 'metadata_file = "x.json"', r"datasets\[1\]\.subsets\[0\]: class_tokens does not go with"
+    ),
+    "face range": ("keep_tokens = 1", "face_crop_aug_range = [4, 2]", r"face_crop_aug_range must be two numbers"),
+    "interpolation of a subset": ("flip_aug = true", 'resize_interpolation = "x"', r"dogs: resize_interpolation must"),
     "masks": ("flip_aug = true", 'conditioning_data_dir = "x"', r"conditioning_data_dir needs --masked_loss"),
     "top level": ("[general]", "[generals]", r"generals is not known at the top"),
     "not toml": ("[general]", "general]", r"data\.toml cannot be read"),
@@ -140,6 +153,39 @@ def test_flags_of_folders_beside_the_file_are_told_to_have_no_effect(folders):
     options = written(folders, TWO_DATASETS)
     options = TrainNetworkOptions(dataset_config=options.dataset_config, train_data_dir="x")
     assert any("--train_data_dir has no effect" in note for note in read_dataset_config(options)[2])
+
+
+def test_a_subset_without_num_repeats_takes_those_of_the_flag(folders):
+    options = written(folders, TWO_DATASETS.replace("num_repeats = 2", ""))
+    options = TrainNetworkOptions(dataset_config=options.dataset_config, dataset_repeats=5)
+    assert [subset.num_repeats for subset in read_dataset_config(options)[1]] == [5, 1, 5]
+
+
+def test_keys_of_folders_may_stand_in_general_beside_a_metadata_file(folders):
+    (folders / "m.json").write_text("{}", encoding="utf-8")
+    text = TWO_DATASETS.replace('class_tokens = "dog"', 'metadata_file = "{folder}/m.json"')
+    text = text.replace("[general]", '[general]\nclass_tokens = "x"\ncache_info = true\nface_crop_aug_range = [2, 4]')
+    cats, _, dogs = read_dataset_config(written(folders, text))[1]
+    assert (cats.class_tokens, cats.cache_info, cats.metadata_file) == ("x", True, None)
+    assert (dogs.class_tokens, dogs.cache_info, dogs.metadata_file.name) == (None, False, "m.json")
+    assert cats.face_crop_aug_range == dogs.face_crop_aug_range == (2, 4)
+
+
+def test_a_subset_is_resized_its_own_way(folders):
+    text = TWO_DATASETS.replace("flip_aug = true", 'resize_interpolation = "nearest"')
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folders / "dogs" / "0.png")
+    options = written(folders, text)
+    dataset = TrainingDataset(scan_dataset(options), options, seed=0, max_train_steps=1)
+    nearest = to_model_input(resize(pixels, (64, 64), "nearest"))
+    assert np.array_equal(dataset.image(4).numpy(), nearest)
+
+
+def test_a_folder_of_two_datasets_counts_once_in_tags_and_twice_among_folders(folders):
+    text = TWO_DATASETS.replace("{folder}/dogs", "{folder}/cats")
+    scanned = scan_dataset(written(folders, text))
+    assert tag_frequency(scanned)["cats"] == {"cats": 3, "0": 1, "1": 1, "2": 1}
+    assert set(dataset_dirs(scanned)) == {"cats", "cats (2)"}
 
 
 def test_every_key_of_kohyas_is_known():

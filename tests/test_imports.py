@@ -24,6 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
 # What must be there before torch is: all that `--help` and the checks of a run need.
 TORCH_FREE = (
     "train_network",
+    "library.dataset.sheet",
     "library.errors",
     "library.families.blocks",
     "library.families.agreement",
@@ -32,13 +33,18 @@ TORCH_FREE = (
     "library.files",
     "library.logs",
     "library.options",
+    "library.pictures",
     "library.preflight",
+    "library.recipes.debug_dataset",
+    "library.training.hub",
     "library.training.optimizers",
     "library.training.plan",
     "library.training.prompts",
     "library.training.reports",
+    "library.training.tracker_checks",
     "networks.arguments",
     "networks.blocks",
+    "networks.external_arguments",
     "tools.install",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")

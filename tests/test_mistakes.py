@@ -129,6 +129,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "no network": (None, ["--network_module", "networks.lorra"], r"networks\.lorra.*networks\.lora"),
     "prompt file": (None, ["--sample_prompts", "none.txt", "--sample_at_first"], r"none\.txt"),
     "vae": (None, ["--vae", "none.safetensors"], r"--vae.*none\.safetensors"),
+    "in_json": (None, ["--in_json", "none.json"], r"--in_json.*none\.json"),
+    "cut json": (
+        lambda p: (p / "cut.json").write_text('{"a.png":\n{'), ["--in_json", "cut.json"], r"cut\.json:2: not JSON"
+    ),
     "resume": (None, ["--resume", "none-state"], r"--resume.*none-state"),
 }  # fmt: skip
 

@@ -95,7 +95,11 @@ def test_names_are_known_in_any_case(name):
 
 
 def test_nesterov_momentum_is_0_9_unless_given():
-    assert build("SGDNesterov")[0].param_groups[0]["momentum"] == 0.9
+    for name, path in (("SGDNesterov", "torch.optim.sgd.SGD"), ("SGDNesterov8bit", "bitsandbytes.optim.sgd.SGD8bit")):
+        optimizer, _, written = build(name, optimizer_args=["weight_decay=0.01"])
+        group = optimizer.param_groups[0]
+        assert (group["momentum"] if "momentum" in group else group["betas"][0]) == 0.9
+        assert written == f"{path}(weight_decay=0.01,momentum=0.9)"
     optimizer, _, written = build("SGDNesterov", optimizer_args=["momentum=0.5"])
     assert (optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["nesterov"]) == (0.5, True)
     assert written == "torch.optim.sgd.SGD(momentum=0.5)"

@@ -10,6 +10,7 @@ from library.options import derived
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
+from library.options.launch import launch_problems, launch_warnings
 
 REQUIRED = [
     *("--pretrained_model_name_or_path", "model.safetensors", "--train_data_dir", "pictures"),
@@ -104,6 +105,9 @@ def test_prefix_of_a_flag_is_enough():
         ("seed = 0", "seed", 0),
         ("max_token_length = 75", "max_token_length", None),
         ("max_token_length = 225", "max_token_length", 225),
+        ("max_token_length = 255", "max_token_length", 225),
+        ("scale_weight_norms = 0.0", "scale_weight_norms", None),
+        ('sample_prompts = "a cat\\na dog"', "sample_prompts", "a cat\na dog"),
         ("dynamo_backend = 'no'", "dynamo_backend", "inductor"),
         ("output_name = 'a \"b\" c'", "output_name", 'a "b" c'),
     ],
@@ -319,16 +323,21 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--vae", "no.pt"], "--vae: there is no file or folder no.pt"),
         (["--resume", "no"], "--resume: there is no folder no"),
         (["--sample_prompts", "no.txt"], "--sample_prompts: there is no file no.txt"),
-        (["--sample_prompts", "no.doc"], "--sample_prompts must end in .txt, .toml, .json, got no.doc"),
+        (["--sample_prompts", "."], "--sample_prompts: a file must end in .txt, .toml, .json, got ."),
         (["--before_after"], "--before_after needs --sample_prompts"),
         (["--dim_from_weights"], "--dim_from_weights needs --network_weights, the file to take the rank from"),
         (["--base_weights", "no.pt"], "--base_weights: there is no file no.pt"),
         (["--base_weights_multiplier", "1"], "--base_weights_multiplier takes one number for each of --base_weights, "),
         (["--log_with", "tensorboard"], "--log_with tensorboard needs --logging_dir"),
+        (["--huggingface_repo_id", "cats"], "--huggingface_repo_id must be OWNER/NAME, got 'cats'"),
+        (["--huggingface_repo_visibility", "open"], "--huggingface_repo_visibility must be public or private, got "),
+        (["--resume_from_huggingface"], "--resume_from_huggingface needs --resume OWNER/REPO/FOLDER"),
+        (["--resume_from_huggingface", "--resume", "a/b"], "--resume must be OWNER/REPO/FOLDER[:REVISION[:TYPE]] on "),
         (["--output_name", "a/b"], "--output_name must be a name without folders, got 'a/b'"),
         (["--unet_lr", "0", "--text_encoder_lr", "0"], "--learning_rate, --unet_lr and --text_encoder_lr leave "),
-        (["--deepspeed"], "--deepspeed is not supported yet: training would run without it"),
+        (["--deepspeed"], "--deepspeed is not supported: use accelerate launch --multi_gpu"),
         (["--output_config"], "--output_config needs --config_file"),
+        (["--output_config", "--config_file", "new.json"], "--output_config writes TOML: --config_file must end in "),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(argv, sentence):
@@ -467,11 +476,22 @@ def test_network_arguments_stay_text_and_split_at_the_first_equals_sign():
 
 def test_options_without_effect_are_warned_about_only_when_set():
     assert warnings_for(TrainNetworkOptions()) == []
-    options = TrainNetworkOptions(torch_compile=True, log_with="wandb", sample_at_first=True)
+    options = TrainNetworkOptions(mem_eff_attn=True, wandb_run_name="a", log_config=True, sample_at_first=True)
     assert warnings_for(options) == [
-        "--torch_compile has no effect: the model runs without compilation",
-        "--log_with has no effect: curves are written for TensorBoard only",
+        "--mem_eff_attn has no effect: PyTorch's own attention, which is always used, needs as little memory",
         "--sample_at_first has no effect without --sample_prompts",
+        "--log_config has no effect without --logging_dir or --log_with",
+        "--wandb_run_name has no effect without --log_with wandb",
+    ]
+
+
+def test_settings_of_uploads_have_no_effect_without_a_repository_or_states():
+    options = TrainNetworkOptions(async_upload=True, save_state_to_huggingface=True, huggingface_token="t")
+    assert warnings_for(options) == [
+        "--save_state_to_huggingface has no effect without --huggingface_repo_id",
+        "--async_upload has no effect without --huggingface_repo_id",
+        "--save_state_to_huggingface has no effect without --save_state or --save_state_on_train_end",
+        "--huggingface_token has no effect without --huggingface_repo_id or --resume_from_huggingface",
     ]
 
 
@@ -481,6 +501,50 @@ def test_rank_and_alpha_have_no_effect_beside_those_of_a_file():
         "--network_dim has no effect beside --dim_from_weights",
         "--network_alpha has no effect beside --dim_from_weights",
     ]
+
+
+def test_options_that_belong_to_another_one_are_warned_about_without_it():
+    assert warnings_for(TrainNetworkOptions(dynamo_backend="eager", cpu_offload_checkpointing=True)) == [
+        "--cpu_offload_checkpointing has no effect without --gradient_checkpointing",
+        "--dynamo_backend has no effect without --torch_compile",
+    ]
+    belonging = dict(gradient_checkpointing=True, torch_compile=True)
+    options = TrainNetworkOptions(dynamo_backend="eager", cpu_offload_checkpointing=True, **belonging)
+    assert warnings_for(options) == []
+
+
+def test_a_first_step_starts_the_schedule_anew_and_counts_for_nothing_beside_a_state():
+    (warning,) = warnings_for(TrainNetworkOptions(initial_step=5, lr_scheduler="cosine"))
+    assert warning.startswith("--initial_step: the learning-rate schedule starts at its beginning")
+    assert warnings_for(TrainNetworkOptions(initial_epoch=1, lr_scheduler="cosine")) == []
+    assert warnings_for(TrainNetworkOptions(initial_step=5)) == []
+    options = TrainNetworkOptions(initial_step=5, lr_scheduler="cosine", resume="state")
+    assert warnings_for(options) == ["--initial_step has no effect beside --resume"]
+
+
+def test_a_launcher_that_says_something_else_is_contradicted_in_one_line(monkeypatch):
+    options = TrainNetworkOptions(mixed_precision="bf16", torch_compile=True, gradient_accumulation_steps=2)
+    agreeing = {"MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "INDUCTOR", "GRADIENT_ACCUMULATION_STEPS": "2"}
+    silent = {"MIXED_PRECISION": "no", "DYNAMO_BACKEND": "NO", "GRADIENT_ACCUMULATION_STEPS": "1"}
+    for environment in (agreeing, silent):
+        for name, value in environment.items():
+            monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        assert launch_warnings(options) == []
+    for name, value in agreeing.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert launch_warnings(TrainNetworkOptions()) == [
+        "accelerate launch --mixed_precision bf16 has no effect: the script's own options say no",
+        "accelerate launch --dynamo_backend inductor has no effect: the script's own options say no",
+        "accelerate launch --gradient_accumulation_steps 2 has no effect: the script's own options say 1",
+    ]
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_a_launcher_that_splits_the_model_is_a_mistake(engine, monkeypatch):
+    assert launch_problems() == []
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    (problem,) = launch_problems()
+    assert "is not supported: use accelerate launch --multi_gpu" in problem
 
 
 def test_log_with_tensorboard_has_an_effect():

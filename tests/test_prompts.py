@@ -5,7 +5,7 @@ import json
 import pytest
 
 from library.errors import UserError
-from library.training.prompts import SamplePrompt, read_prompts
+from library.training.prompts import SamplePrompt, prompts_of, read_prompts
 
 
 def read(tmp_path, text: str, suffix: str = ".txt") -> list[SamplePrompt]:
@@ -158,3 +158,24 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(UserError, match="not in UTF-8"):
         read_prompts(tmp_path / "p.txt")
+
+
+def test_prompts_may_stand_in_the_option_itself(tmp_path):
+    assert prompts_of("a cat --w 64\n# not this one\n\na dog.png --d 5") == [
+        SamplePrompt("a cat", width=64),
+        SamplePrompt("a dog.png", seed=5, enum=1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("a cat\na dog --q 5", "the text, line 2: there is no option --q"), ("# no", "has no prompts")],
+)
+def test_mistakes_in_prompts_without_a_file_are_named(text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prompts_of(text)
+
+
+def test_the_ending_of_a_prompt_file_may_be_in_capitals(tmp_path):
+    (tmp_path / "P.TXT").write_text("a cat", encoding="utf-8")
+    assert prompts_of(str(tmp_path / "P.TXT")) == [SamplePrompt("a cat")]

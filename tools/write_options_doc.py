@@ -41,6 +41,7 @@ def kind(flag: Flag) -> str:
     if flag.choices:
         return ", ".join(f"`{choice}`" for choice in flag.choices)
     names = {"bool": "", "int": "number", "float": "number", "int_or_float": "steps or share", "str": "text"}
+    names["prompts"] = "path or text"
     return names.get(flag.kind, "path") + (" ..." if flag.is_list else "")
 
 

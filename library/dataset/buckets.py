@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.dataset.config import SubsetOptions
+from library.dataset.config import Size, SubsetOptions
 from library.dataset.scan import ImageRecord, ScannedDataset
 from library.errors import UserError, quoted_list
 from library.options.derived import resolution_wh
-
-Size = tuple[int, int]  # width and height in pixels
 
 
 @dataclass(frozen=True)

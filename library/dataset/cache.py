@@ -1,15 +1,21 @@
-"""Latents on disk: kohya's file names and keys, written whole or not at all."""
+"""Latents on disk: kohya's file names and keys, written whole or not at all, and keys of our own for their origin.
+
+Kohya reads its own keys alone. Where it adds to a file of ours, as mirrored latents, it keeps our keys and replaces
+the latents; so the origin holds a checksum of them, and with other latents it no longer counts.
+"""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from library.dataset.file_marks import FileMark
 from library.errors import UserError
 from library.files import written_whole
 
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what numpy raises on a damaged file
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what numpy raises on a damaged file
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,16 @@ class CachedLatents:
     crop_ltrb: tuple[float, float, float, float]  # pixels
     latents_flipped: np.ndarray | None = None  # of the mirrored picture
     alpha_mask: np.ndarray | None = None  # [H, W] float32 in [0, 1], at the bucket's size in pixels
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What latents were made from."""
+
+    picture: FileMark
+    mask: FileMark | None  # of the mask picture, where there is one
+    resized: str  # how the picture was made smaller or larger: "597x448 area"
+    vae: np.ndarray  # [C, h, w] float32, what the VAE makes of a test picture
 
 
 def latents_path(image_path: str | Path, size_wh: tuple[int, int], suffix: str = "sd") -> Path:
@@ -35,12 +51,13 @@ def latents_path(image_path: str | Path, size_wh: tuple[int, int], suffix: str =
 def read_latents(path: str | Path) -> CachedLatents:
     """The latents of one file; a UserError where it is missing or damaged."""
     try:
-        return _read(path)
-    except _DAMAGED as error:
+        with np.load(path, allow_pickle=False) as file:
+            return _cached_latents(file)
+    except DAMAGED as error:
         raise UserError(f"cached latents {path} cannot be read ({error}); delete the file and train again") from error
 
 
-def write_latents(path: str | Path, cached: CachedLatents) -> None:
+def write_latents(path: str | Path, cached: CachedLatents, origin: Origin | None = None) -> None:
     """Write one file by way of a temporary one, so that a killed run leaves no half of it."""
     path = Path(path)
     arrays = {
@@ -52,6 +69,8 @@ def write_latents(path: str | Path, cached: CachedLatents) -> None:
         arrays["latents_flipped"] = cached.latents_flipped.astype(np.float32)
     if cached.alpha_mask is not None:
         arrays["alpha_mask"] = cached.alpha_mask.astype(np.float32)
+    if origin is not None:
+        arrays |= _origin_arrays(origin, arrays["latents"])
     try:
         with written_whole(path, durable=False) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
@@ -61,23 +80,16 @@ def write_latents(path: str | Path, cached: CachedLatents) -> None:
         ) from error
 
 
-def is_valid(path: str | Path, bucket_wh: tuple[int, int], flip: bool, masked: bool = False) -> bool:
-    """Whether the file is there, whole, of the bucket's size, and has mirrored latents and mask where wanted."""
-    try:
-        cached = _read(path)
-    except _DAMAGED:
-        return False
-    if masked and (cached.alpha_mask is None or cached.alpha_mask.shape != bucket_wh[::-1]):
-        return False
-    size_hw = (bucket_wh[1] // 8, bucket_wh[0] // 8)
-    wanted = [cached.latents, cached.latents_flipped] if flip else [cached.latents]
-    return all(latents is not None and latents.shape[-2:] == size_hw for latents in wanted)
-
-
-def _read(path: str | Path) -> CachedLatents:
+def read_with_origin(path: str | Path) -> tuple[CachedLatents, Origin | None]:
+    """The latents and what they were made from; raises one of DAMAGED where the file is."""
     with np.load(path, allow_pickle=False) as file:
-        latents, original_size, crop_ltrb = (file[key] for key in ("latents", "original_size", "crop_ltrb"))
-        flipped, mask = file.get("latents_flipped"), file.get("alpha_mask")
+        cached = _cached_latents(file)
+        return cached, _origin(file, cached.latents)
+
+
+def _cached_latents(file: np.lib.npyio.NpzFile) -> CachedLatents:
+    latents, original_size, crop_ltrb = (file[key] for key in ("latents", "original_size", "crop_ltrb"))
+    flipped, mask = file.get("latents_flipped"), file.get("alpha_mask")
     width, height = (int(side) for side in original_size)
     left, top, right, bottom = (float(edge) for edge in crop_ltrb)
     return CachedLatents(latents, (width, height), (left, top, right, bottom), flipped, mask)
@@ -87,5 +99,26 @@ def _holds_latents(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as file:
             return "latents" in file
-    except _DAMAGED:
+    except DAMAGED:
         return False
+
+
+def _origin_arrays(origin: Origin, latents: np.ndarray) -> dict[str, np.ndarray]:
+    marks = [mark.as_array() for mark in (origin.picture, origin.mask) if mark]
+    return {
+        "athanor_files": np.stack(marks),
+        "athanor_resized": np.array(origin.resized),
+        "athanor_vae": origin.vae.astype(np.float32),
+        "athanor_checksum": np.array(_checksum(latents)),
+    }
+
+
+def _origin(file: np.lib.npyio.NpzFile, latents: np.ndarray) -> Origin | None:
+    if "athanor_checksum" not in file or file["athanor_checksum"] != _checksum(latents):
+        return None
+    picture, *mask = map(FileMark.from_array, file["athanor_files"])
+    return Origin(picture, mask[0] if mask else None, str(file["athanor_resized"]), file["athanor_vae"])
+
+
+def _checksum(latents: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(latents))

@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from dataclasses import replace
 
 from library.dataset.config import SubsetOptions
 
@@ -23,6 +24,15 @@ def process_caption(
     if subset.secondary_separator:
         caption = caption.replace(subset.secondary_separator, subset.caption_separator)
     return caption
+
+
+def possible_captions(caption: str, subset: SubsetOptions) -> list[str] | None:
+    """All that `process_caption` makes of a caption; None where it changes from draw to draw."""
+    if subset.shuffle_caption or subset.enable_wildcard or subset.caption_tag_dropout_rate or subset.token_warmup_step:
+        return None
+    whole = replace(subset, caption_dropout_rate=0.0, caption_dropout_every_n_epochs=0)
+    captions = [process_caption(caption, whole, step=0, epoch=1, max_train_steps=1, rng=random.Random(0))]
+    return captions if whole == subset else [*captions, ""]
 
 
 def _with_prefix_and_suffix(caption: str, subset: SubsetOptions) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import UserError, quoted_list
-from library.options.derived import caption_extension, resolution_wh
+from library.options.derived import caption_extension, face_crop_range, resolution_wh
+
+Size = tuple[int, int]  # width and height in pixels
 
 PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
@@ -28,6 +30,8 @@ SUBSET_FLAGS = (
     "flip_aug",
     "random_crop",
     "alpha_mask",
+    "cache_info",
+    "resize_interpolation",
     "caption_dropout_rate",
     "caption_dropout_every_n_epochs",
     "caption_tag_dropout_rate",
@@ -66,9 +70,10 @@ class DatasetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetOptions:
-    """One folder of pictures and how its pictures and captions are used."""
+    """One folder of pictures, or a file that names some, and how its pictures and captions are used."""
 
-    image_dir: Path
+    image_dir: Path | None  # None only beside a metadata file whose keys are absolute paths
+    metadata_file: Path | None = None  # names the pictures, with their captions
     dataset: int = 0  # index into ScannedDataset.specs
     num_repeats: int = 1
     class_tokens: str | None = None  # caption of pictures that have none
@@ -87,12 +92,20 @@ class SubsetOptions:
     color_aug: bool = False
     flip_aug: bool = False
     random_crop: bool = False
+    face_crop_aug_range: tuple[float, float] | None = None  # shorter side of the crop, in sizes of the face
+    resize_interpolation: str | None = None
+    cache_info: bool = False  # keep captions and sizes in a file in the folder
     alpha_mask: bool = False  # weigh the loss by the picture's transparency
     conditioning_data_dir: Path | None = None  # masks of the same names, whose red channel weighs the loss
     diff_output_preservation: bool = False  # the target is what the model without the network predicts
     caption_dropout_rate: float = 0.0
     caption_dropout_every_n_epochs: int = 0
     caption_tag_dropout_rate: float = 0.0
+
+    @property
+    def source(self) -> Path:
+        """What its pictures are listed by: the metadata file, else the folder."""
+        return self.metadata_file or self.image_dir
 
 
 def spec_from_flags(options: Any) -> DatasetSpec:
@@ -169,6 +182,7 @@ def subsets_from_folders(options: Any) -> list[SubsetOptions]:
             is_reg=listing is reg,
             caption_extension=caption_extension(options),
             conditioning_data_dir=masks if listing is train else None,
+            face_crop_aug_range=face_crop_range(options),
             **shared,
         )
         for listing in (train, reg)

@@ -1,23 +1,22 @@
 """From draws to batches: pictures or cached latents, captions and sizes as one training step sees them."""
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from library.dataset import images
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
-from library.dataset.captions import process_caption
+from library.dataset.cache_check import WantedLatents
+from library.dataset.captions import possible_captions
 from library.dataset.config import SubsetOptions
 from library.dataset.sampler import BucketSampler, Draw, sampler_of
-from library.dataset.scan import ScannedDataset, unreadable_reason
-from library.errors import UserError
+from library.dataset.scan import ScannedDataset
+from library.dataset.views import Views
 from library.families.base import Batch
 
 
@@ -42,10 +41,10 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
     def __init__(self, scanned: ScannedDataset, options: Any, seed: int, max_train_steps: int):
         self.scanned = scanned
         self.seed = seed
-        self.max_train_steps = max_train_steps
         self.prior_loss_weight: float = options.prior_loss_weight
         self.choices: list[BucketChoice] = choose_buckets_of(scanned)
         self.repeats: list[int] = repeats_of(scanned)
+        self.views = Views(scanned, self.choices, max_train_steps)
         self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
 
@@ -55,25 +54,23 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
 
     def __getitem__(self, draw: Draw) -> Example:
         record, choice, subset = self.scanned.records[draw.index], self.choices[draw.index], self._subset(draw.index)
-        rng = random.Random(draw.seed)
-        flipped = subset.flip_aug and rng.random() < 0.5
-        caption = process_caption(
-            record.caption, subset, step=draw.step, epoch=draw.epoch, max_train_steps=self.max_train_steps, rng=rng
-        )
         cached = self._cached(draw.index)
+        view = self.views.view(draw, with_picture=cached is None)
         width, height = cached.original_size_wh if cached else record.size_wh
         left, top, right, _ = cached.crop_ltrb if cached else choice.crop_ltrb
-        image, mask = (None, cached.alpha_mask) if cached else self._augmented_image(draw.index, flipped, rng)
-        if cached and mask is not None and flipped:
+        mask = view.mask
+        if cached:
+            mask = cached.alpha_mask if self.is_masked(draw.index) else None
+        if cached and mask is not None and view.flipped:
             mask = images.flip(mask)
         return Example(
-            caption=caption,
+            caption=view.caption,
             loss_weight=self.prior_loss_weight if subset.is_reg else 1.0,
-            image=image,
-            latents=_latents(cached, flipped) if cached else None,
+            image=None if view.pixels is None else torch.from_numpy(images.to_model_input(view.pixels)),
+            latents=_latents(cached, view.flipped) if cached else None,
             alpha_mask=None if mask is None else torch.from_numpy(mask),
             original_size_hw=(height, width),
-            crop_top_left=(int(top), int(choice.bucket_wh[0] - right if flipped else left)),
+            crop_top_left=(int(top), int(choice.bucket_wh[0] - right if view.flipped else left)),
             target_size_hw=(choice.bucket_wh[1], choice.bucket_wh[0]),
             preserves_output=subset.diff_output_preservation,
         )
@@ -95,60 +92,55 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
 
     def image(self, index: int) -> Tensor:
         """A record's picture [3, H, W] in [-1, 1], centre-cropped and not augmented, as its latents are cached."""
-        return torch.from_numpy(images.to_model_input(self._pixels(index)[0]))
+        return torch.from_numpy(images.to_model_input(self.views.pixels(index)[0]))
+
+    def distinct_captions(self) -> list[str] | None:
+        """Every caption that training will see; None where captions change from draw to draw."""
+        found: dict[str, None] = {}
+        for index, repeats in enumerate(self.repeats):
+            captions = possible_captions(self.scanned.records[index].caption, self._subset(index)) if repeats else []
+            if captions is None:
+                return None
+            found |= dict.fromkeys(captions)
+        return list(found)
 
     def is_masked(self, index: int) -> bool:
         """Whether a mask weighs the loss of this record."""
-        return self._subset(index).alpha_mask or self.scanned.records[index].mask_path is not None
+        return self.views.is_masked(index)
 
-    def set_cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
-        """Keep a record's latents [C, h, w] in memory; returns them in the form in which they are written to disk."""
-        cached = CachedLatents(
+    def wanted_latents(self, index: int) -> WantedLatents:
+        """What a record's latents must be, wherever they come from."""
+        record, choice = self.scanned.records[index], self.choices[index]
+        width, height = choice.resized_wh
+        return WantedLatents(
+            picture=record.path,
+            original_size_wh=record.size_wh,
+            bucket_wh=choice.bucket_wh,
+            crop_ltrb=choice.crop_ltrb,
+            resized=f"{width}x{height} {self._subset(index).resize_interpolation or 'default'}",
+            mirrored=self._subset(index).flip_aug,
+            masked=self.is_masked(index),
+            mask=record.mask_path,
+            is_gone=record.is_gone,
+        )
+
+    def cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
+        """A record's latents [C, h, w] with its sizes and mask, as they are kept in memory and on disk."""
+        return CachedLatents(
             latents=latents.float().cpu().numpy(),
             original_size_wh=self.scanned.records[index].size_wh,
             crop_ltrb=self.choices[index].crop_ltrb,
             latents_flipped=None if flipped is None else flipped.float().cpu().numpy(),
-            alpha_mask=self._pixels(index)[1] if self.is_masked(index) else None,
+            alpha_mask=self.views.pixels(index)[1] if self.is_masked(index) else None,
         )
-        self.latents[index] = cached
-        return cached
 
     def _subset(self, index: int) -> SubsetOptions:
-        return self.scanned.subsets[self.scanned.records[index].subset]
+        return self.views.subset(index)
 
     def _cached(self, index: int) -> CachedLatents | None:
         if index in self.latents_paths:
             return read_latents(self.latents_paths[index])
         return self.latents.get(index)
-
-    def _augmented_image(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, np.ndarray | None]:
-        subset = self._subset(index)
-        pixels, mask = self._pixels(index, rng if subset.random_crop else None)
-        if flipped:
-            pixels, mask = images.flip(pixels), None if mask is None else images.flip(mask)
-        if subset.color_aug:
-            pixels = images.color_augmented(pixels, rng)
-        return torch.from_numpy(images.to_model_input(pixels)), mask
-
-    def _pixels(self, index: int, random_crop: random.Random | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The picture [H, W, 3] uint8 at the size of its bucket, and its mask [H, W] float32, cut the same way."""
-        record, choice = self.scanned.records[index], self.choices[index]
-        interpolation = self.scanned.spec_of(record).resize_interpolation
-        image = _read(images.load_image, record.path)
-        sizes = (choice.resized_wh, choice.bucket_wh)
-        pixels, left_top = images.resize_and_crop(image, *sizes, interpolation, random_crop)
-        if not self.is_masked(index):
-            return pixels, None
-        from_alpha = record.mask_path is None
-        mask = _read(images.load_mask, record.path if from_alpha else record.mask_path, from_alpha)
-        return pixels, images.fit_mask(mask, *sizes, left_top)
-
-
-def _read(load: Callable[..., np.ndarray], path: Path, *arguments: object) -> np.ndarray:
-    try:
-        return load(path, *arguments)
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise UserError(f"1 picture cannot be read: {path} ({unreadable_reason(path, error)})") from error
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -3,7 +3,6 @@
 A value in a subset goes before one in its dataset, that before `[general]`, and that before the flag of its name.
 """
 
-import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,70 +11,13 @@ from typing import Any
 
 import toml
 
-from library.dataset.config import SUBSET_FLAGS, DatasetSpec, SubsetOptions
+from library.dataset.config import INTERPOLATIONS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
+from library.dataset.dataset_config_keys import ATTRIBUTES, Table, check_document, tables_of
 from library.errors import UserError
-from library.options.derived import caption_extension
+from library.options.derived import caches_latents, caption_extension, face_crop_range
 
-BOOL, INT, NUMBER, TEXT, PAIR = "true or false", "a whole number", "a number", "text in quotes", "a list of two numbers"
-SIZE = "a side in pixels, or a list of width and height"
-TABLE = "a table"
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a key of the file takes, and in which tables it may stand."""
-
-    kind: str
-    levels: str = "gds"  # [general], [[datasets]], [[datasets.subsets]]
-
-
-KEYS: dict[str, Key] = {
-    "batch_size": Key(INT, "gd"),
-    "resolution": Key(SIZE, "gd"),
-    "network_multiplier": Key(NUMBER, "gd"),
-    "enable_bucket": Key(BOOL, "gd"),
-    "min_bucket_reso": Key(INT, "gd"),
-    "max_bucket_reso": Key(INT, "gd"),
-    "bucket_reso_steps": Key(INT, "gd"),
-    "bucket_no_upscale": Key(BOOL, "gd"),
-    "validation_split": Key(NUMBER, "gd"),
-    "validation_seed": Key(INT, "gd"),
-    "resize_interpolation": Key(TEXT),
-    "num_repeats": Key(INT),
-    "shuffle_caption": Key(BOOL),
-    "caption_separator": Key(TEXT),
-    "keep_tokens": Key(INT),
-    "keep_tokens_separator": Key(TEXT),
-    "secondary_separator": Key(TEXT),
-    "enable_wildcard": Key(BOOL),
-    "caption_prefix": Key(TEXT),
-    "caption_suffix": Key(TEXT),
-    "token_warmup_min": Key(INT),
-    "token_warmup_step": Key(NUMBER),
-    "color_aug": Key(BOOL),
-    "flip_aug": Key(BOOL),
-    "random_crop": Key(BOOL),
-    "face_crop_aug_range": Key(PAIR),
-    "custom_attributes": Key(TABLE),
-    "caption_dropout_rate": Key(NUMBER),
-    "caption_dropout_every_n_epochs": Key(INT),
-    "caption_tag_dropout_rate": Key(NUMBER),
-    "caption_extension": Key(TEXT),
-    "class_tokens": Key(TEXT),
-    "cache_info": Key(BOOL),
-    "alpha_mask": Key(BOOL),
-    "image_dir": Key(TEXT, "s"),
-    "is_reg": Key(BOOL, "s"),
-    "metadata_file": Key(TEXT, "s"),
-    "conditioning_data_dir": Key(TEXT, "s"),
-}
-ATTRIBUTES = ("diff_output_preservation",)  # keys of custom_attributes that mean something
-NOT_YET = ("face_crop_aug_range", "metadata_file")
-WITHOUT_EFFECT = ("network_multiplier", "cache_info")
-FLAG_OF_KEY = {"batch_size": "train_batch_size"}
-LEVEL_NAMES = {"g": "[general]", "d": "[[datasets]]", "s": "[[datasets.subsets]]"}
-
-Table = dict[str, Any]
+WITHOUT_EFFECT = ("network_multiplier",)
+FLAG_OF_KEY = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
 
 
 @dataclass(frozen=True)
@@ -97,20 +39,20 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
     """The datasets, the subsets of all of them, and notes; a UserError names every mistake with its place."""
     path = Path(options.dataset_config)
     document = _parse(path)
-    problems, notes = _check_document(document), []
+    problems, notes = check_document(document), []
     if not problems:
         specs, subsets = [], []
         for index, (place, subset_places) in enumerate(_places(document)):
             specs.append(_spec(place, options))
             subsets += [_subset(p, options, index) for p in subset_places]
-            problems += _spec_problems(specs[-1], place)
-        problems += _subset_problems(subsets, options)
+            problems += _spec_problems(specs[-1], place, options)
+        problems += _subset_problems(specs, subsets, options)
     if problems:
         raise UserError(*(f"{path}: {problem}" for problem in problems))
     for flag in ("train_data_dir", "reg_data_dir", "in_json"):
         if getattr(options, flag):
             notes.append(f"--{flag} has no effect beside --dataset_config")
-    tables = [table for _, table, _ in _tables(document)]
+    tables = [table for _, table, _ in tables_of(document)]
     notes += [f"{path}: {key} has no effect" for key in WITHOUT_EFFECT if any(key in table for table in tables)]
     attributes = {name for table in tables for name in table.get("custom_attributes", {})}
     notes += [f"{path}: custom_attributes: {name} has no effect" for name in sorted(attributes - set(ATTRIBUTES))]
@@ -133,76 +75,6 @@ def _parse(path: Path) -> Table:
     if not isinstance(document, dict):
         raise UserError(f"--dataset_config: {path} must hold [general] and [[datasets]]")
     return document
-
-
-def _check_document(document: Table) -> list[str]:
-    problems = [
-        f"{name} is not known at the top; there are [general] and [[datasets]]"
-        for name in document
-        if name not in ("general", "datasets")
-    ]
-    if not isinstance(document.get("general", {}), dict):
-        return [*problems, "general must be one table, [general]"]
-    datasets = document.get("datasets")
-    if not _is_list_of_tables(datasets):
-        return [*problems, "there are no datasets; write [[datasets]] and, in each, [[datasets.subsets]]"]
-    for index, dataset in enumerate(datasets):
-        if not _is_list_of_tables(dataset.get("subsets")):
-            problems.append(f"datasets[{index}] has no subsets; write [[datasets.subsets]] with an image_dir")
-    if problems:
-        return problems
-    return [problem for name, table, level in _tables(document) for problem in _check_table(name, table, level)]
-
-
-def _is_list_of_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def _tables(document: Table) -> Iterator[tuple[str, Table, str]]:
-    """Every table with its name and level."""
-    yield "general", document.get("general", {}), "g"
-    for d, dataset in enumerate(document["datasets"]):
-        yield f"datasets[{d}]", {key: value for key, value in dataset.items() if key != "subsets"}, "d"
-        for s, subset in enumerate(dataset["subsets"]):
-            yield f"datasets[{d}].subsets[{s}]", subset, "s"
-
-
-def _check_table(name: str, table: Table, level: str) -> list[str]:
-    problems = []
-    for key, value in table.items():
-        known = KEYS.get(key)
-        if known is None:
-            near = difflib.get_close_matches(key, KEYS, 1)
-            problems.append(f"{name}: {key} is not a key{f'; did you mean {near[0]}?' if near else ''}")
-        elif level not in known.levels:
-            places = " and ".join(LEVEL_NAMES[letter] for letter in known.levels)
-            problems.append(f"{name}: {key} cannot stand here, only in {places}")
-        elif not _fits(known.kind, value):
-            problems.append(f"{name}: {key} must be {known.kind}, got {value!r}")
-        elif key in NOT_YET and value:
-            problems.append(f"{name}: {key} is not supported yet")
-        elif key == "custom_attributes":
-            problems += [
-                f"{name}.{key}: {attribute} must be {BOOL}, got {value[attribute]!r}"
-                for attribute in ATTRIBUTES
-                if not isinstance(value.get(attribute, False), bool)
-            ]
-    return problems
-
-
-def _fits(kind: str, value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    is_int = is_number and isinstance(value, int)
-    is_pair = isinstance(value, list) and len(value) == 2
-    return {
-        BOOL: isinstance(value, bool),
-        INT: is_int,
-        NUMBER: is_number,
-        TEXT: isinstance(value, str),
-        TABLE: isinstance(value, dict),
-        PAIR: is_pair and all(_fits(NUMBER, item) for item in value),
-        SIZE: (is_int and value > 0) or (is_pair and all(_fits(INT, item) and item > 0 for item in value)),
-    }[kind]
 
 
 def _places(document: Table) -> Iterator[tuple[Place, list[Place]]]:
@@ -234,43 +106,66 @@ def _spec(place: Place, options: Any) -> DatasetSpec:
     )
 
 
-def _spec_problems(spec: DatasetSpec, place: Place) -> list[str]:
-    return [f"{place.name}: {problem}" for problem in spec.problems()]
+def _spec_problems(spec: DatasetSpec, place: Place, options: Any) -> list[str]:
+    problems, step = spec.problems(), spec.bucket_reso_steps
+    if spec.enable_bucket and step % options.bucket_step_divisor:
+        problems.append(f"bucket_reso_steps must be a multiple of {options.bucket_step_divisor}, got {step}")
+    return [f"{place.name}: {problem}" for problem in problems]
 
 
 def _subset(place: Place, options: Any, dataset: int) -> SubsetOptions:
     own = place.tables[0]
+    metadata_file = own.get("metadata_file")
+    face_range = place.value("face_crop_aug_range", None)
+    shared = {name: place.value(name, options) for name in SUBSET_FLAGS}
     extension = place.value("caption_extension", None)
     if extension is None:
         extension = caption_extension(options)
     return SubsetOptions(
-        image_dir=Path(own.get("image_dir", "")),
-        num_repeats=place.value("num_repeats", None, 1),
-        class_tokens=place.value("class_tokens", None),
+        image_dir=Path(own["image_dir"]) if own.get("image_dir") else None,
+        metadata_file=Path(metadata_file) if metadata_file else None,
+        num_repeats=place.value("num_repeats", options),
+        face_crop_aug_range=face_crop_range(options) if face_range is None else tuple(face_range),
+        class_tokens=None if metadata_file else place.value("class_tokens", None),
         is_reg=own.get("is_reg", False),
         conditioning_data_dir=Path(own["conditioning_data_dir"]) if own.get("conditioning_data_dir") else None,
         caption_extension=extension if extension.startswith(".") else f".{extension}",
         dataset=dataset,
         **{name: place.value("custom_attributes", None, {}).get(name, False) for name in ATTRIBUTES},
-        **{name: place.value(name, options) for name in SUBSET_FLAGS},
+        **(shared | {"cache_info": shared["cache_info"] and not metadata_file}),
     )
 
 
-def _subset_problems(subsets: list[SubsetOptions], options: Any) -> list[str]:
+def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], options: Any) -> list[str]:
     problems, seen = [], set()
     for subset in subsets:
-        where = f"image_dir {subset.image_dir}"
-        if subset.image_dir == Path(""):
+        where = f"metadata_file {subset.source}" if subset.metadata_file else f"image_dir {subset.source}"
+        if subset.source is None:
             problems.append("a subset has no image_dir: the folder of its pictures")
-        elif not subset.image_dir.is_dir():
-            problems.append(f"{where} is not a folder")
-        if (subset.dataset, subset.image_dir) in seen:
+        elif subset.image_dir and not subset.image_dir.is_dir():
+            problems.append(f"image_dir {subset.image_dir} is not a folder")
+        if (subset.dataset, subset.source) in seen:
             problems.append(f"{where} stands twice in one dataset")
-        seen.add((subset.dataset, subset.image_dir))
+        seen.add((subset.dataset, subset.source))
         if subset.conditioning_data_dir and not options.masked_loss:
             problems.append(f"{where}: conditioning_data_dir needs --masked_loss")
         if subset.num_repeats < 1:
             problems.append(f"{where}: num_repeats must be at least 1, got {subset.num_repeats}")
-        if (options.cache_latents or options.cache_latents_to_disk) and (subset.color_aug or subset.random_crop):
-            problems.append(f"{where}: cached latents do not go with color_aug or random_crop")
+        if subset.resize_interpolation not in (None, *INTERPOLATIONS):
+            known = ", ".join(INTERPOLATIONS)
+            problems.append(
+                f"{where}: resize_interpolation must be one of {known}, got {subset.resize_interpolation!r}"
+            )
+        problems += [f"{where}: {problem}" for problem in _crop_problems(subset, specs[subset.dataset], options)]
+    return problems
+
+
+def _crop_problems(subset: SubsetOptions, spec: DatasetSpec, options: Any) -> list[str]:
+    problems, face_range = [], subset.face_crop_aug_range
+    if face_range and not 0 < face_range[0] <= face_range[1]:
+        problems.append(f"face_crop_aug_range must be two numbers above 0, the smaller first, got {list(face_range)}")
+    if caches_latents(options) and (subset.color_aug or subset.random_crop):
+        problems.append("cached latents do not go with color_aug or random_crop")
+    if caches_latents(options) and face_range and not spec.enable_bucket:
+        problems.append("cached latents do not go with face_crop_aug_range")
     return problems

@@ -5,12 +5,13 @@ import importlib
 import os
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image, features
 
-from library.dataset.config import SubsetOptions, is_picture_name
+from library.dataset.config import Size, SubsetOptions, is_picture_name
+from library.dataset.info_cache import read_sizes
 from library.errors import quoted_list
 
 for _plugin in ("pillow_avif", "pillow_jxl"):  # they register themselves with Pillow
@@ -25,11 +26,16 @@ class Folder:
     """The pictures of one subset and their captions."""
 
     subset: SubsetOptions  # with the caption extension that is really there
-    pictures: list[str]  # file names, sorted
-    captions: dict[str, str]  # picture -> caption, for those that have one
-    masks: dict[str, Path]  # picture -> mask, where the subset has masks
-    notes: list[str]
-    problems: list[str]
+    pictures: list[str] = field(default_factory=list)  # sorted file names, or paths as a metadata file has them
+    captions: dict[str, str] = field(default_factory=dict)  # picture -> caption, for those that have one
+    masks: dict[str, Path] = field(default_factory=dict)  # picture -> mask, where the subset has masks
+    sizes: dict[str, Size] = field(default_factory=dict)  # picture -> size, where it is noted somewhere
+    gone: set[str] = field(default_factory=set)  # pictures of which only the latents are on disk
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def path(self, picture: str) -> Path:
+        return Path(self.subset.image_dir or "", picture)
 
 
 def read_folder(subset: SubsetOptions) -> Folder:
@@ -38,13 +44,14 @@ def read_folder(subset: SubsetOptions) -> Folder:
         with os.scandir(subset.image_dir) as entries:
             names = sorted(entry.name for entry in entries if entry.is_file())
     except OSError as error:
-        return Folder(subset, [], {}, {}, [], [f"{subset.image_dir} cannot be read: {error.strerror}"])
+        return Folder(subset, problems=[f"{subset.image_dir} cannot be read: {error.strerror}"])
     pictures, notes = _pictures(subset, names)
     subset, caption_files, more_notes = _find_captions(subset, pictures, names)
     captions, yet_more_notes, problems = _read_captions(subset, caption_files)
     masks, mask_problems = _find_masks(subset, pictures)
-    notes += more_notes + yet_more_notes
-    return Folder(subset, pictures, captions, masks, notes, problems + mask_problems)
+    sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
+    notes += more_notes + yet_more_notes + size_notes
+    return Folder(subset, pictures, captions, masks, sizes, notes=notes, problems=problems + mask_problems)
 
 
 def _pictures(subset: SubsetOptions, names: list[str]) -> tuple[list[str], list[str]]:

@@ -51,11 +51,14 @@ def resize_and_crop(
     bucket_wh: tuple[int, int],
     interpolation: str | None = None,
     random_crop: random.Random | None = None,
+    left_top: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The picture [H, W, C] at the size of its bucket, and left and top of the crop: centred, or by random_crop."""
+    """The picture [H, W, C] at the size of its bucket, and left and top of the crop: centred unless given or random."""
     image = resize(image, resized_wh, interpolation)
-    left = _offset(image.shape[1] - bucket_wh[0], random_crop)
-    top = _offset(image.shape[0] - bucket_wh[1], random_crop)
+    left, top = left_top or (
+        _offset(image.shape[1] - bucket_wh[0], random_crop),
+        _offset(image.shape[0] - bucket_wh[1], random_crop),
+    )
     cropped = image[top : top + bucket_wh[1], left : left + bucket_wh[0]]
     return np.ascontiguousarray(cropped), (left, top)
 

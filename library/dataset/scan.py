@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from library.dataset.config import DatasetSpec, SubsetOptions, folder_notes, spec_from_flags, subsets_from_folders
+from library.dataset.config import DatasetSpec, Size, SubsetOptions, folder_notes, spec_from_flags, subsets_from_folders
 from library.dataset.dataset_config import read_dataset_config
+from library.dataset.faces import face_of
 from library.dataset.folder import Folder, read_folder
+from library.dataset.info_cache import write_info
+from library.dataset.metadata_file import read_metadata_file, subset_of_in_json
 from library.errors import UserError, quoted_list
 
 Progress = Callable[[int, int], None]  # called with pictures done and pictures in all
@@ -29,6 +33,7 @@ class ImageRecord:
     caption_found: bool
     subset: int  # index into ScannedDataset.subsets
     mask_path: Path | None = None  # a picture whose red channel weighs the loss
+    is_gone: bool = False  # only its latents are on disk
 
 
 @dataclass
@@ -41,23 +46,31 @@ class ScannedDataset:
     specs: list[DatasetSpec] = field(default_factory=list)  # one for each dataset
     num_held_out: int = 0  # pictures kept for validation, which are not among the records
 
-    def spec_of(self, record: ImageRecord) -> DatasetSpec:
-        return self.specs[self.subsets[record.subset].dataset]
-
 
 def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDataset:
-    """The dataset of --dataset_config, or of --train_data_dir and --reg_data_dir."""
+    """The dataset of --dataset_config, of --in_json, or of --train_data_dir and --reg_data_dir."""
     if options.dataset_config:
         specs, subsets, notes = read_dataset_config(options)
+    elif options.in_json:
+        specs, subsets, notes = [spec_from_flags(options)], [subset_of_in_json(options)], []
     else:
         specs, subsets, notes = [spec_from_flags(options)], subsets_from_folders(options), folder_notes(options)
-    scanned = scan(subsets, progress)
-    return replace(scanned, notes=notes + scanned.notes, specs=specs)
+    scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk)
+    scanned = replace(scanned, specs=specs)
+    return replace(scanned, notes=notes + scanned.notes + _face_crop_notes(scanned))
 
 
-def scan(subsets: list[SubsetOptions], progress: Progress | None = None) -> ScannedDataset:
-    """Read names, sizes and captions of all pictures; everything unreadable is named in one UserError."""
-    folders = [read_folder(subset) for subset in subsets]
+def scan(
+    subsets: list[SubsetOptions], progress: Progress | None = None, latents_suffice: bool = False
+) -> ScannedDataset:
+    """Read names, sizes and captions of all pictures; everything unreadable is named in one UserError.
+
+    With latents_suffice, latents on disk stand in for a picture that a metadata file names and that is gone.
+    """
+    folders = [
+        read_metadata_file(subset, latents_suffice) if subset.metadata_file else read_folder(subset)
+        for subset in subsets
+    ]
     num_pictures = sum(len(folder.pictures) for folder in folders)
     records: list[ImageRecord] = []
     unreadable: list[str] = []
@@ -66,16 +79,16 @@ def scan(subsets: list[SubsetOptions], progress: Progress | None = None) -> Scan
             try:
                 records.append(_record(folder, index, name))
             except Exception as error:  # Pillow's readers raise many kinds on damaged files
-                path = folder.subset.image_dir / name
+                path = folder.path(name)
                 unreadable.append(f"{path} ({unreadable_reason(path, error)})")
             if progress:
                 progress(len(records) + len(unreadable), num_pictures)
     if unreadable:  # say at once what else is damaged
-        unreadable += _damaged_pictures(records)
+        unreadable += _decoded(records)[1]
     problems = [_unreadable(sorted(unreadable))] if unreadable else []
     problems += [problem for folder in folders for problem in folder.problems]
-    if not any(folder.pictures for folder in folders if not folder.subset.is_reg):
-        problems.append(f"there are no pictures in {quoted_list([str(s.image_dir) for s in subsets if not s.is_reg])}")
+    if not problems and not any(folder.pictures for folder in folders if not folder.subset.is_reg):
+        problems.append(f"there are no pictures in {quoted_list([str(s.source) for s in subsets if not s.is_reg])}")
     if problems:
         raise UserError(*problems)
     notes = [note for folder in folders for note in folder.notes]
@@ -84,10 +97,33 @@ def scan(subsets: list[SubsetOptions], progress: Progress | None = None) -> Scan
 
 def verify_pictures(
     records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
-) -> None:
-    """Decode every picture once; all that are damaged are named in one UserError."""
-    if damaged := _damaged_pictures(records, num_threads, progress):
+) -> dict[Path, Size]:
+    """Decode every picture once and return their sizes; all that are damaged are named in one UserError."""
+    sizes, damaged = _decoded(records, num_threads, progress)
+    if damaged:
         raise UserError(_unreadable(damaged))
+    return sizes
+
+
+def with_sizes(scanned: ScannedDataset, sizes: dict[Path, Size]) -> ScannedDataset:
+    """The dataset with the sizes of its pictures as they were decoded, and a note where others had been noted."""
+    wrong = [r for r in scanned.records if sizes.get(r.path, r.size_wh) != r.size_wh]
+    if not wrong:
+        return scanned
+    listed = quoted_list([f"{r.path}: {_by(sizes[r.path])}, not {_by(r.size_wh)}" for r in wrong], limit=3)
+    records = [replace(r, size_wh=sizes.get(r.path, r.size_wh)) for r in scanned.records]
+    notes = [*scanned.notes, f"sizes noted for {len(wrong)} pictures are not theirs and are put right ({listed})"]
+    return replace(scanned, records=records, notes=notes)
+
+
+def write_info_caches(scanned: ScannedDataset) -> list[str]:
+    """Write the metadata_cache.json of the folders that keep one; notes on those that cannot be written."""
+    notes = []
+    for index, subset in enumerate(scanned.subsets):
+        if subset.cache_info:
+            mine = [(r.path, r.caption, r.size_wh) for r in scanned.records if r.subset == index]
+            notes += write_info(subset.image_dir, mine)
+    return notes
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -98,13 +134,18 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def tag_frequency(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
-    """For each folder name, how often each comma-separated tag stands in its captions, without repeats."""
+    """For each folder or metadata file, how often each comma-separated tag stands in its captions, without repeats.
+
+    Of datasets that share one, only the first counts.
+    """
     frequency: dict[str, Counter[str]] = {}
+    dataset_of: dict[str, int] = {}
     for record in scanned.records:
-        tags = (tag.strip().lower() for tag in record.caption.split(","))
-        folder = scanned.subsets[record.subset].image_dir.name
-        frequency.setdefault(folder, Counter()).update(tag for tag in tags if tag)
-    return {folder: dict(counts) for folder, counts in frequency.items()}
+        subset = scanned.subsets[record.subset]
+        if dataset_of.setdefault(subset.source.name, subset.dataset) == subset.dataset:
+            tags = (tag.strip().lower() for tag in record.caption.split(","))
+            frequency.setdefault(subset.source.name, Counter()).update(tag for tag in tags if tag)
+    return {name: dict(counts) for name, counts in frequency.items()}
 
 
 def dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
@@ -117,56 +158,83 @@ def reg_dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
     return _dirs(scanned, is_reg=True)
 
 
+def _face_crop_notes(scanned: ScannedDataset) -> list[str]:
+    """What stands in the way of face_crop_aug_range, one sentence a subset."""
+    notes = []
+    for index, subset in enumerate(scanned.subsets):
+        if subset.face_crop_aug_range is None:
+            continue
+        mine = [record for record in scanned.records if record.subset == index]
+        num_faces = sum(face_of(record.path) is not None for record in mine)
+        if scanned.specs[subset.dataset].enable_bucket:
+            notes.append(f"face_crop_aug_range has no effect on {subset.source}: enable_bucket crops without faces")
+        elif num_faces < len(mine):
+            rest = f"{len(mine) - num_faces} of {len(mine)} pictures of {subset.source} have no face in their names"
+            notes.append(f"{rest} (x_<centre x>_<centre y>_<width>_<height>): face_crop_aug_range leaves them alone")
+    return notes
+
+
 def _dirs(scanned: ScannedDataset, is_reg: bool) -> dict[str, dict[str, int]]:
     num_pictures = Counter(record.subset for record in scanned.records)
-    return {
-        subset.image_dir.name: {"n_repeats": subset.num_repeats, "img_count": num_pictures[index]}
-        for index, subset in enumerate(scanned.subsets)
-        if subset.is_reg == is_reg and num_pictures[index]
-    }
+    dirs: dict[str, dict[str, int]] = {}
+    for index, subset in enumerate(scanned.subsets):
+        if subset.is_reg == is_reg and num_pictures[index]:
+            name = subset.source.name
+            others = (f"{name} ({number})" for number in count(2))
+            name = next(candidate for candidate in chain([name], others) if candidate not in dirs)
+            dirs[name] = {"n_repeats": subset.num_repeats, "img_count": num_pictures[index]}
+    return dirs
 
 
 def _record(folder: Folder, index: int, name: str) -> ImageRecord:
-    path, caption = folder.subset.image_dir / name, folder.captions.get(name)
+    path, caption = folder.path(name), folder.captions.get(name)
     return ImageRecord(
         path=path,
-        size_wh=_upright_size(path),
+        size_wh=folder.sizes.get(name) or _upright_size(path),
         caption=(folder.subset.class_tokens or "") if caption is None else caption,
         caption_found=caption is not None,
         subset=index,
         mask_path=folder.masks.get(name),
+        is_gone=name in folder.gone,
     )
 
 
-def _upright_size(path: Path) -> tuple[int, int]:
+def _upright_size(path: Path) -> Size:
     with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if exif_orientation(image) >= 5 else (width, height)
+        return _upright(image)
 
 
-def _damaged_pictures(
+def _upright(image: Image.Image) -> Size:
+    width, height = image.size
+    return (height, width) if exif_orientation(image) >= 5 else (width, height)
+
+
+def _decoded(
     records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
-) -> list[str]:
-    """Paths, with reasons, of the pictures that do not decode."""
-    paths = sorted({record.path for record in records})
-    damaged = []
+) -> tuple[dict[Path, Size], list[str]]:
+    """The size of each picture, and paths, with reasons, of those that do not decode."""
+    paths = sorted({record.path for record in records if not record.is_gone})
+    sizes, damaged = {}, []
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, reason) in enumerate(zip(paths, pool.map(_damage, paths), strict=True), start=1):
-            if reason:
-                damaged.append(f"{path} ({reason})")
+        for done, (path, result) in enumerate(zip(paths, pool.map(_size_or_damage, paths), strict=True), start=1):
+            if isinstance(result, str):
+                damaged.append(f"{path} ({result})")
+            else:
+                sizes[path] = result
             if progress:
                 progress(done, len(paths))
-    return damaged
+    return sizes, damaged
 
 
-def _damage(path: Path) -> str | None:
+def _size_or_damage(path: Path) -> Size | str:
     try:
         with Image.open(path) as image:
+            size_wh = _upright(image)
             image.draft(image.mode, (1, 1))  # JPEG: read all of the file, but build a small picture
             image.load()
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
         return unreadable_reason(path, error)
-    return None
+    return size_wh
 
 
 def unreadable_reason(path: Path, error: Exception) -> str:
@@ -181,6 +249,10 @@ def unreadable_reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow knows"
     return str(error) or type(error).__name__
+
+
+def _by(size_wh: Size) -> str:
+    return f"{size_wh[0]}x{size_wh[1]}"
 
 
 def _unreadable(pictures: list[str]) -> str:

@@ -23,7 +23,7 @@ def split_validation(scanned: ScannedDataset, seed: int | None) -> tuple[Scanned
         share = 0.0 if subset.is_reg else spec.validation_split
         kept, rest = split_records(records, share, chosen or 0)
         if share and records and not rest:
-            notes.append(f"{subset.image_dir}: validation_split {share:g} of {len(records)} pictures holds out none")
+            notes.append(f"{subset.source}: validation_split {share:g} of {len(records)} pictures holds out none")
         train += kept
         held_out += rest
     if held_out and all(scanned.subsets[record.subset].is_reg for record in train):
@@ -57,4 +57,5 @@ def _plain(subset: SubsetOptions) -> SubsetOptions:
         color_aug=False,
         flip_aug=False,
         random_crop=False,
+        face_crop_aug_range=None,
     )

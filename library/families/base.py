@@ -3,9 +3,9 @@
 Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from library.families.blocks import BlockLayout
 
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
+Checkpoint = Callable[..., Any]  # runs a module on arguments so that its backward pass computes it again
 
 
 @dataclass
@@ -68,6 +69,15 @@ class AdapterTarget:
     layout: BlockLayout | None = None  # the blocks of the model; None where it has no numbered ones
 
 
+@dataclass(frozen=True)
+class KohyaModels:
+    """The models as networks of other projects expect them: with kohya's module paths and class names."""
+
+    vae: nn.Module
+    text_encoder: nn.Module | list[nn.Module]  # a list where there are several
+    unet: nn.Module
+
+
 class ModelFamily(Protocol):
     """The questions training asks of a model; nothing else asks which family it has."""
 
@@ -75,6 +85,7 @@ class ModelFamily(Protocol):
     device: torch.device
     dtype: torch.dtype  # of the frozen weights
     unet: nn.Module
+    text_encoders: list[nn.Module]
     v_prediction: bool
     trains_text_encoder: bool
 
@@ -82,13 +93,24 @@ class ModelFamily(Protocol):
 
     def conds(self, batch: Batch) -> Conds: ...
 
+    def remember_text(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
+        """Encode all captions there will be with frozen text encoders, which then leave the device.
+
+        `progress` is called for each; False where they need too much memory, and nothing is changed then.
+        """
+        ...
+
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor: ...
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
 
-    def enable_gradient_checkpointing(self) -> None: ...
+    def kohya_models(self) -> KohyaModels: ...
+
+    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None: ...
 
     def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
+
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]: ...  # mean, deviation of encode_images
 
     def decode_latents(self, latents: Tensor) -> Tensor: ...  # scaled -> [B, 3, H, W] around [-1, 1]
 

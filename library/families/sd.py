@@ -1,28 +1,32 @@
 """Stable Diffusion 1.x and 2.x: what the model is made of, and how training asks it."""
 
 import re
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from library.families import clip
-from library.families.base import AdapterTarget, Batch, Conds
+from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
 from library.families.blocks import BlockLayout
 from library.families.checkpoints import load_models
 from library.families.detect import inspect_checkpoint
+from library.families.kohya_view import view_of
+from library.families.text_memory import TextMemory
 from library.options.groups import ModelOptions
 
 LATENT_SCALE = 0.18215  # arXiv:2112.10752, appendix G
-MAX_REMEMBERED_CAPTIONS = 512  # conditioning of a frozen text encoder kept on the device, 0.24 MB each in fp32
 
 TEXT_CLASSES = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 UNET_CLASSES = ("Transformer2DModel",)
 UNET_CONV_CLASSES = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+# Attention has another name in kohya's U-Net. The time embedding has not, but LyCORIS 4.1 means another model's class
+# by that name, takes these layers twice, and stops.
+KOHYA_UNET_CLASSES = {"Attention": "CrossAttention", "TimestepEmbedding": "TimeEmbedding"}
 BLOCKS = BlockLayout(num_down=12, num_mid=1, num_up=12)
 
 
@@ -72,16 +76,23 @@ class Sd:
         self.unet.to(device)
         self.text_encoder.to(device)
         self.trains_text_encoder = False
-        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
+        self._text_memory = TextMemory(lambda caption: {"hidden": self.encode_text([caption])[0]}, device, dtype)
 
     @property
     def num_chunks(self) -> int:
         """Passes of 75 tokens that a caption gets."""
         return (self.options.max_token_length or clip.CHUNK) // clip.CHUNK
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass; needs train mode, which changes nothing else in SD."""
-        self.unet.enable_gradient_checkpointing()
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [self.text_encoder]
+
+    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None:
+        """Recompute activations in the backward pass, those of the U-Net's blocks in the way given.
+
+        Needs train mode, which changes nothing else in SD.
+        """
+        self.unet.enable_gradient_checkpointing(checkpoint)
         self.unet.train()
         if self.trains_text_encoder:
             self.text_encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -89,9 +100,17 @@ class Sd:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Latents [B, 4, h, w], not scaled, sampled from the VAE's posterior of images [B, 3, H, W] in [-1, 1]."""
+        return self._posterior(images).sample().float()
+
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [B, 4, h, w] each, of what `encode_images` samples from."""
+        posterior = self._posterior(images)
+        return posterior.mean.float(), posterior.std.float()
+
+    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
         self.vae.to(self.device)
         with torch.no_grad():
-            return self.vae.encode(images.to(self.device, self.vae_dtype)).latent_dist.sample().float()
+            return self.vae.encode(images.to(self.device, self.vae_dtype)).latent_dist
 
     def release_vae(self) -> None:
         """Take the VAE off the device once nothing needs it there."""
@@ -104,7 +123,13 @@ class Sd:
     def conds(self, batch: Batch) -> Conds:
         if self.trains_text_encoder:
             return {"hidden": self.encode_text(batch.captions)}
-        return {"hidden": torch.stack([self._remembered_text(caption) for caption in batch.captions])}
+        return self._text_memory.conds(batch.captions)
+
+    def remember_text(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
+        if not self._text_memory.fill(captions, progress):
+            return False
+        self.text_encoder.to("cpu")
+        return True
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Hidden states [B, L, D] of captions, L = 75 num_chunks + 2; with --weighted_captions times their weights."""
@@ -115,21 +140,21 @@ class Sd:
         return self._hidden_states(clip.tokenize(self.tokenizer, captions, self.num_chunks))
 
     def _hidden_states(self, ids: Tensor) -> Tensor:
-        return clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
-
-    def _remembered_text(self, caption: str) -> Tensor:
-        if caption not in self._remembered:
-            with torch.no_grad():
-                self._remembered[caption] = self.encode_text([caption])[0]
-            if len(self._remembered) > MAX_REMEMBERED_CAPTIONS:
-                self._remembered.popitem(last=False)
-        return self._remembered[caption]
+        if self._text_memory.is_complete:  # a preview's prompt: training asks no more
+            self.text_encoder.to(self.device)
+        hidden = clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
+        if self._text_memory.is_complete:
+            self.text_encoder.to("cpu")
+        return hidden
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch) -> Tensor:
         return self.unet(noisy, timesteps, conds["hidden"], return_dict=False)[0]
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
         return sd_adapter_targets(self.text_encoder, self.unet, conv)
+
+    def kohya_models(self) -> KohyaModels:
+        return KohyaModels(self.vae, *kohya_views(self.text_encoder, self.unet))
 
     def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
         """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3.
@@ -167,10 +192,19 @@ def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
     Without `conv` the U-Net's transformers (Linear and 1x1 convolutions); with it also residual blocks and samplers.
     """
     for name, layer in layers_inside(text_encoder, TEXT_CLASSES):
-        name = "text_model." + name.removeprefix("text_model.")  # transformers 5.6 dropped this level
-        yield AdapterTarget("lora_te_" + name.replace(".", "_"), layer, "te")
+        yield AdapterTarget("lora_te_" + in_text_model(name).replace(".", "_"), layer, "te")
     for name, layer in layers_inside(unet, UNET_CLASSES + (UNET_CONV_CLASSES if conv else ())):
         yield AdapterTarget("lora_unet_" + name.replace(".", "_"), layer, "unet", unet_block(name), BLOCKS)
+
+
+def kohya_views(text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> tuple[nn.Module, nn.Module]:
+    """Text encoder and U-Net under the module paths and class names that kohya's have."""
+    return view_of(text_encoder, in_text_model, {}), view_of(unet, lambda path: path, KOHYA_UNET_CLASSES)
+
+
+def in_text_model(path: str) -> str:
+    """A module's path with the outermost level that transformers 5.6 dropped."""
+    return path if path.partition(".")[0] == "text_model" else f"text_model.{path}"
 
 
 def unet_block(name: str) -> int | None:

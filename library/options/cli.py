@@ -14,11 +14,12 @@ from library.options.convert import Mismatch, convert, is_unset
 from library.options.fields import Flag, OptionGroup, flags_of
 from library.options.groups import ConfigOptions
 from library.options.honoured import refusals_for
+from library.options.imports import translate
 
 logger = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
-META_VARIABLES = {"int": "N", "float": "X", "int_or_float": "N", "str": "TEXT", "path": "PATH"}
+META_VARIABLES = {"int": "N", "float": "X", "int_or_float": "N", "str": "TEXT", "path": "PATH", "prompts": "PROMPTS"}
 ARGPARSE_MESSAGES = (  # argparse's words -> ours
     (r"^argument (--\w+): expected one argument$", r"\1 needs a value, none was given"),
     (r"^argument (--\w+): ignored explicit argument", r"\1 takes no value, got"),
@@ -33,6 +34,7 @@ Options = TypeVar("Options", bound=OptionGroup)
 class Reading:
     """What has been read so far, and what was wrong with it."""
 
+    options_type: type[OptionGroup]
     flags: dict[str, Flag]
     values: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
@@ -57,8 +59,8 @@ class Reading:
 
 def read_options(options_type: type[Options], argv: list[str] | None = None) -> Options:
     """The options of a run; a `UserError` names all that is wrong, and --output_config ends the script here."""
-    reading = Reading(flags_of(options_type))
-    command_line = _read_command_line(reading, options_type, argv)
+    reading = Reading(options_type, flags_of(options_type))
+    command_line = _read_command_line(reading, argv)
     writes_config = "output_config" in command_line
     config_file = command_line.get("config_file")
     if config_file and config_file.value and not writes_config:
@@ -103,10 +105,11 @@ def _argparse_arguments(flag: Flag) -> dict[str, Any]:
     return {**arguments, "nargs": "*"} if flag.is_list else arguments
 
 
-def _read_command_line(reading: Reading, options_type: type, argv: list[str] | None) -> dict[str, Given]:
-    namespace, rest = build_parser(options_type).parse_known_args(argv)
-    reading.problems += _problems_of_rest(rest, reading.flags)
-    given = {name: Given(value, COMMAND_LINE) for name, value in vars(namespace).items()}
+def _read_command_line(reading: Reading, words: list[str] | None, source: str = COMMAND_LINE) -> dict[str, Given]:
+    """The flags among the words; None stands for those that the script was started with."""
+    namespace, rest = build_parser(reading.options_type).parse_known_args(words)
+    reading.problems += [_with_place(problem, source) for problem in _problems_of_rest(rest, reading.flags)]
+    given = {name: Given(value, source) for name, value in vars(namespace).items()}
     return _renamed(given, reading.flags)
 
 
@@ -123,14 +126,23 @@ def _problems_of_rest(words: list[str], flags: dict[str, Flag]) -> list[str]:
 
 
 def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
+    """Take what a file has; one of another tool is translated first, which the log says."""
+    path = config_path(config_file)
     try:
-        given = read_config(config_path(config_file))
+        given = read_config(path)
+        translation = translate(given, reading.flags)
+        if translation is not None:
+            logger.warning(translation.report(str(path)))
+            given = translation.options
+        given = _renamed(given, reading.flags)
+        if translation is not None and translation.command_line is not None:
+            given |= _read_inner_command_line(reading, translation.command_line)
     except UserError as error:
         reading.problems += error.problems
         reading.is_complete = False
         return
     unknown = []
-    for name, entry in _renamed(given, reading.flags).items():
+    for name, entry in given.items():
         if name in NO_KEYS_OF_A_FILE:
             logger.warning("%s: %s counts on the command line only", entry.source, name)
         elif name in reading.flags:
@@ -143,6 +155,14 @@ def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
     else:
         for sentence in unknown:
             logger.warning("%s (ignored)", sentence)
+
+
+def _read_inner_command_line(reading: Reading, words: Given) -> dict[str, Given]:
+    """Flags that stand in a file as the words of a command line."""
+    try:
+        return _read_command_line(reading, words.value, words.source)
+    except UserError as error:
+        raise UserError(*(_with_place(problem, words.source) for problem in error.problems)) from None
 
 
 def _renamed(given: dict[str, Given], flags: dict[str, Flag]) -> dict[str, Given]:
@@ -183,7 +203,10 @@ def _subject(problem: str) -> str:
 
 
 def _with_source(problem: str, sources: dict[str, str]) -> str:
-    source = sources.get(_subject(problem), COMMAND_LINE)
+    return _with_place(problem, sources.get(_subject(problem), COMMAND_LINE))
+
+
+def _with_place(problem: str, source: str) -> str:
     return problem if source == COMMAND_LINE else f"{source}: {problem}"
 
 

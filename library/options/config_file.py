@@ -1,4 +1,4 @@
-"""Options in TOML files: where each key stands, what it is called here, and how a file is written."""
+"""Options in TOML and JSON files: where each key stands, what it is called here, and how a file is written."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from library.files import write_text_whole
 from library.options.fields import SECRETS, Flag
 
 KEY_LINE = re.compile(r"""\s*(?:[\w-]+\s*\.\s*)?(["']?)([\w-]+)\1\s*=""")
+JSON_KEY = re.compile(r'"([\w-]+)"\s*:')
 BACKSLASH_IN_DOUBLE_QUOTES = re.compile(r'"[^"]*\\[^"]*"')
 NEVER_WRITTEN = ("config_file", "output_config", *SECRETS)
 REASONS = (  # the parser's words -> ours
@@ -35,22 +36,30 @@ class Given:
 
     value: Any
     source: str  # "command line" or "FILE:LINE"
+    table: str = ""  # of the file it stands in
 
 
 def config_path(config_file: str) -> Path:
-    """The path of a configuration; ".toml" is added where it is missing."""
-    return Path(config_file if config_file.endswith(".toml") else f"{config_file}.toml")
+    """The path of a configuration; ".toml" is added where neither this ending nor ".json" is there."""
+    has_ending = config_file.endswith(".toml") or is_json(config_file)
+    return Path(config_file if has_ending else f"{config_file}.toml")
+
+
+def is_json(config_file: str) -> bool:
+    """Whether a configuration is JSON by its name."""
+    return config_file.lower().endswith(".json")
 
 
 def read_config(path: Path) -> dict[str, Given]:
     """All keys of a file; one level of tables is flattened, and of keys that are there twice the last counts."""
     text = _read_text(path)
-    lines = _lines_of_keys(text)
+    parse, lines_of_keys = (_parse_json, _lines_of_json_keys) if is_json(path.name) else (parse_toml, _lines_of_keys)
+    lines = lines_of_keys(text)
     given = {}
-    for key, value in _parse(path, text).items():
-        entries = value if isinstance(value, dict) else {key: value}
+    for key, value in parse(path, text).items():
+        table, entries = (key, value) if isinstance(value, dict) else ("", {key: value})
         for name, entry in entries.items():
-            given[name] = Given(entry, f"{path}:{lines[name]}" if name in lines else str(path))
+            given[name] = Given(entry, f"{path}:{lines[name]}" if name in lines else str(path), table)
     return given
 
 
@@ -66,7 +75,19 @@ def _read_text(path: Path) -> str:
         raise UserError(f"--config_file: cannot read {path}: {error.strerror}") from None
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse_json(path: Path, text: str) -> dict[str, Any]:
+    """The keys of an object; null is "not given"."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a configuration in JSON is an object of options, {{...}}")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def parse_toml(path: Path | str, text: str) -> dict[str, Any]:
+    """The tables of a text; what is wrong is said with the path and the line."""
     try:
         values = toml.loads(text)
     except Exception as error:  # the parser raises IndexError, TypeError and more for some broken files
@@ -106,6 +127,11 @@ def _lines_of_keys(text: str) -> dict[str, int]:
     """The line, from 1, on which each key stands last."""
     matches = ((number, KEY_LINE.match(line)) for number, line in enumerate(text.split("\n"), start=1))
     return {match[2]: number for number, match in matches if match}
+
+
+def _lines_of_json_keys(text: str) -> dict[str, int]:
+    lines = enumerate(text.split("\n"), start=1)
+    return {name: number for number, line in lines for name in JSON_KEY.findall(line)}
 
 
 def rename_aliases(given: dict[str, Given], flags: dict[str, Flag]) -> tuple[dict[str, Given], list[str]]:

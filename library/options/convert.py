@@ -3,10 +3,17 @@
 import sys
 from typing import Any
 
+from library.options.derived import names_prompt_file
 from library.options.fields import Flag
 
 LISTS_JOINED_BY_COMMA = ("resolution", "face_crop_aug_range")  # text flags that configurations also write as [w, h]
-WRITTEN_FOR_UNSET = {"max_token_length": (75,), "dynamo_backend": ("no",)}  # what other tools write for the default
+WRITTEN_FOR_UNSET = {  # what other tools write for the default, or kohya takes for it
+    "max_token_length": (75,),
+    "dynamo_backend": ("no",),
+    "save_n_epoch_ratio": (0,),
+    "scale_weight_norms": (0, 0.0),
+}
+SAME_VALUES = {("max_token_length", "255"): 225}  # kohya trains 3 chunks of 75 tokens with either
 
 
 class Mismatch(ValueError):
@@ -22,7 +29,7 @@ def convert(flag: Flag, value: Any) -> Any:
         return [_convert_one(flag, item) for item in items if item != ""]
     if flag.name in LISTS_JOINED_BY_COMMA and isinstance(value, list):
         return ",".join(_to_text(item) for item in value)
-    return _convert_one(flag, value)
+    return _convert_one(flag, SAME_VALUES.get((flag.name, str(value)), value))
 
 
 def is_unset(value: Any) -> bool:
@@ -110,6 +117,12 @@ def _to_path(value: Any) -> str:
     return text
 
 
+def _to_prompts(value: Any) -> str:
+    """The path of a file of prompts, or prompts, which may be lines of text."""
+    text = _to_text(value)
+    return _to_path(text) if names_prompt_file(text) else text
+
+
 CONVERTERS = {
     "bool": _to_bool,
     "int": _to_int,
@@ -117,4 +130,5 @@ CONVERTERS = {
     "int_or_float": _to_int_or_float,
     "str": _to_text,
     "path": _to_path,
+    "prompts": _to_prompts,
 }

@@ -2,11 +2,13 @@
 
 import ast
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from library.errors import UserError
 
 DEFAULT_NETWORK = "networks.lora"
+PROMPT_SUFFIXES = (".txt", ".toml", ".json")
 
 
 def resolution_wh(options: Any) -> tuple[int, int]:
@@ -18,6 +20,20 @@ def resolution_wh(options: Any) -> tuple[int, int]:
     if match is None or 0 in (sides := [int(side) for side in match.groups(default=match[1])]):
         raise UserError(f"--resolution must be a size such as 512 or 512,768 (width,height), got {text!r}")
     return sides[0], sides[1]
+
+
+def face_crop_range(options: Any) -> tuple[float, float] | None:
+    """The two numbers of `--face_crop_aug_range`, the smaller first."""
+    text = options.face_crop_aug_range
+    if not text:
+        return None
+    try:
+        smallest, largest = (float(part) for part in text.split(","))
+    except ValueError:
+        smallest = largest = 0.0
+    if not 0 < smallest <= largest < float("inf"):
+        raise UserError(f"--face_crop_aug_range must be two numbers such as 2.0,4.0, the smaller first, got {text!r}")
+    return smallest, largest
 
 
 def optimizer_name(options: Any) -> str:
@@ -45,6 +61,11 @@ def caption_extension(options: Any) -> str:
     return extension if extension.startswith(".") else f".{extension}"
 
 
+def names_prompt_file(sample_prompts: str) -> bool:
+    """Whether `--sample_prompts` is a path, by its ending; anything else is the prompts themselves."""
+    return sample_prompts.lower().endswith(PROMPT_SUFFIXES)
+
+
 def caches_latents(options: Any) -> bool:
     """Whether latents are computed once; caching to disk implies it."""
     return options.cache_latents or options.cache_latents_to_disk
@@ -55,6 +76,35 @@ def learning_rates(options: Any) -> tuple[float, float]:
     text_encoder = options.text_encoder_lr[0] if options.text_encoder_lr else options.learning_rate
     unet = options.learning_rate if options.unet_lr is None else options.unet_lr
     return text_encoder, unet
+
+
+def tracker_names(options: Any) -> list[str]:
+    """The trackers that curves go to; --logging_dir alone stands for TensorBoard."""
+    if options.log_with == "all":
+        return ["tensorboard", "wandb"]
+    if options.log_with:
+        return [options.log_with]
+    return ["tensorboard"] if options.logging_dir else []
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A folder in a repository on the Hugging Face hub."""
+
+    repo_id: str
+    path: str
+    revision: str | None
+    repo_type: str | None
+
+
+def hub_place(text: str) -> HubPlace:
+    """What --resume names with --resume_from_huggingface: owner/repo/path[:revision[:type]]."""
+    place, *rest = text.split(":")
+    owner, repo, path = [*place.strip("/").split("/", 2), "", ""][:3]
+    if not (owner and repo and path) or len(rest) > 2:
+        raise UserError(f"--resume must be OWNER/REPO/FOLDER[:REVISION[:TYPE]] on Hugging Face, got {text!r}")
+    revision, repo_type = [part or None for part in (*rest, None, None)[:2]]
+    return HubPlace(f"{owner}/{repo}", path, revision, repo_type)
 
 
 def parse_key_values(items: list[str] | None, flag: str) -> dict[str, Any]:

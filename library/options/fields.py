@@ -19,7 +19,7 @@ def option(
     choices: tuple | None = None,
     aliases: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field that is a flag; its type comes from the annotation unless `flag_type` says "path"."""
+    """A dataclass field that is a flag; its kind comes from the annotation unless `flag_type` names it."""
     return field(
         default=default, metadata={"help": help, "flag_type": flag_type, "choices": choices, "aliases": aliases}
     )
@@ -42,7 +42,7 @@ class Flag:
     """One option as the command line and a configuration file see it."""
 
     name: str
-    kind: str  # "bool", "int", "float", "int_or_float", "str" or "path"
+    kind: str  # "bool", "int", "float", "int_or_float", "str", "path" or "prompts"
     is_list: bool
     default: Any
     help: str

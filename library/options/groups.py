@@ -4,6 +4,7 @@ Names, types and defaults of the flags are kohya's, so that command lines and co
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ from typing import ClassVar
 from library.errors import quoted_list
 from library.options.checks import above_zero, at_least, conflict, existing_dir, existing_file, problems_of, rates
 from library.options.derived import (
+    PROMPT_SUFFIXES,
     caches_latents,
+    face_crop_range,
+    hub_place,
     is_schedule_free,
     learning_rates,
+    names_prompt_file,
     network_arguments,
     optimizer_name,
     parse_key_values,
@@ -43,7 +48,10 @@ DYNAMO_BACKENDS = (
     *("eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs"),
     *("ofi", "fx2trt", "onnxrt", "tensort", "ipex", "tvm"),
 )
-PROMPT_SUFFIXES = (".txt", ".toml", ".json")
+HUB_VALUES = {
+    "huggingface_repo_type": ("model", "dataset", "space"),
+    "huggingface_repo_visibility": ("public", "private"),
+}
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -91,7 +99,9 @@ class DatasetOptions(OptionGroup):
     in_json: str | None = option(None, "JSON file of captions and tags for --train_data_dir", flag_type="path")
     dataset_config: Path | None = option(None, "TOML or JSON file that describes the dataset")
     dataset_class: str | None = option(None, "dotted name of a dataset class of your own")
-    dataset_repeats: int = option(1, "repeats of every picture named in --in_json")
+    dataset_repeats: int = option(
+        1, "repeats of every picture of --in_json, and of subsets of --dataset_config without num_repeats"
+    )
     conditioning_data_dir: str | None = option(
         None, "folder of masks named like the pictures, for --masked_loss", flag_type="path"
     )
@@ -118,7 +128,9 @@ class DatasetOptions(OptionGroup):
     face_crop_aug_range: str | None = option(None, "smallest and largest crop around a face, such as 2.0,4.0")
     random_crop: bool = option(False, "crop at a random place instead of the centre")
     alpha_mask: bool = option(False, "weigh the loss by the transparency of the picture")
-    debug_dataset: bool = option(False, "show what the dataset yields instead of training")
+    debug_dataset: bool = option(
+        False, "draw the pictures and captions of the first batches as training sees them, and stop"
+    )
 
     resolution: str | None = option(
         None, "size of training in pixels: SIDE or WIDTH,HEIGHT", aliases=("max_resolution",)
@@ -148,6 +160,7 @@ class DatasetOptions(OptionGroup):
         return [
             *self._check_numbers(),
             *self._check_required(),
+            *problems_of(face_crop_range, self),
             *self._check_latent_cache(),
             *(self._check_resolution() if self.dataset_config is None else []),
         ]
@@ -162,6 +175,10 @@ class DatasetOptions(OptionGroup):
         ]
 
     def _check_required(self) -> list[str]:
+        if self.in_json and not self.dataset_config:
+            advice = "its pictures are masked by their transparency, with --alpha_mask"
+            masks = conflict(self, "in_json", "conditioning_data_dir", advice)
+            return [*existing_file("in_json", self.in_json), *masks]
         if self.train_data_dir or self.dataset_config:
             return []
         return ["--train_data_dir (or --dataset_config) is required: the folder of the training pictures"]
@@ -171,7 +188,9 @@ class DatasetOptions(OptionGroup):
             return []
         flag = "cache_latents" if self.cache_latents else "cache_latents_to_disk"
         advice = "cached pictures cannot change from step to step, drop one of the two"
-        return [*conflict(self, flag, "color_aug", advice), *conflict(self, flag, "random_crop", advice)]
+        by_faces = not self.enable_bucket and not self.dataset_config  # else there are none, or the file says where
+        changing = ["color_aug", "random_crop", *(["face_crop_aug_range"] if by_faces else [])]
+        return [problem for name in changing for problem in conflict(self, flag, name, advice)]
 
     def _check_resolution(self) -> list[str]:
         problems = problems_of(resolution_wh, self)
@@ -360,7 +379,9 @@ class SamplingOptions(OptionGroup):
     sample_every_n_steps: int | None = option(None, "make previews every N steps")
     sample_every_n_epochs: int | None = option(None, "make previews every N epochs, instead of every N steps")
     sample_at_first: bool = option(False, "make previews before the first step")
-    sample_prompts: str | None = option(None, "file of prompts for previews: .txt, .toml or .json", flag_type="path")
+    sample_prompts: str | None = option(
+        None, "file of prompts for previews (.txt, .toml or .json), or the prompts, one a line", flag_type="prompts"
+    )
     sample_sampler: str = option("ddim", "sampler of previews", choices=SAMPLERS)
     before_after: bool = option(
         False, "at the end write one picture that shows the sample prompts without and with the network"
@@ -369,9 +390,11 @@ class SamplingOptions(OptionGroup):
     def check(self) -> list[str]:
         if self.before_after and not self.sample_prompts:
             return ["--before_after needs --sample_prompts, the prompts to show"]
-        if self.sample_prompts and Path(self.sample_prompts).suffix not in PROMPT_SUFFIXES:
-            return [f"--sample_prompts must end in {', '.join(PROMPT_SUFFIXES)}, got {self.sample_prompts}"]
-        return existing_file("sample_prompts", self.sample_prompts)
+        if not self.sample_prompts or names_prompt_file(self.sample_prompts):
+            return existing_file("sample_prompts", self.sample_prompts)
+        if os.path.exists(self.sample_prompts):
+            return [f"--sample_prompts: a file must end in {', '.join(PROMPT_SUFFIXES)}, got {self.sample_prompts}"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,12 +430,16 @@ class SavingOptions(OptionGroup):
     metadata_preprocessor: str | None = option(None, "preprocessing the network expects, in the file's metadata")
     metadata_is_negative_embedding: str | None = option(None, "whether it is a negative embedding, in the metadata")
     huggingface_repo_id: str | None = option(None, "repository on Hugging Face to upload to, OWNER/NAME")
-    huggingface_repo_type: str | None = option(None, "kind of that repository, such as model")
-    huggingface_path_in_repo: str | None = option(None, "folder in that repository")
-    huggingface_token: str | None = option(None, "access token for Hugging Face")
-    huggingface_repo_visibility: str | None = option(None, "public or private")
+    huggingface_repo_type: str | None = option(None, "kind of that repository: model, dataset or space")
+    huggingface_path_in_repo: str | None = option(None, "folder in that repository; its top when not given")
+    huggingface_token: str | None = option(None, "access token for Hugging Face; HF_TOKEN or a login when not given")
+    huggingface_repo_visibility: str | None = option(
+        None, "public or private, for a repository that is made; private when not given"
+    )
     save_state_to_huggingface: bool = option(False, "upload states too")
-    resume_from_huggingface: bool = option(False, "read --resume as a place on Hugging Face")
+    resume_from_huggingface: bool = option(
+        False, "read --resume as OWNER/REPO/FOLDER[:REVISION[:TYPE]] on Hugging Face"
+    )
     async_upload: bool = option(False, "upload while training goes on")
 
     def check(self) -> list[str]:
@@ -429,6 +456,15 @@ class SavingOptions(OptionGroup):
             problems.append(f"--output_name must be a name without folders, got {self.output_name!r}: see --output_dir")
         if self.metadata_thumbnail and not self.metadata_thumbnail.startswith("data:"):
             problems += existing_file("metadata_thumbnail", self.metadata_thumbnail)
+        return problems + self._check_hub()
+
+    def _check_hub(self) -> list[str]:
+        repo_id, problems = self.huggingface_repo_id, []
+        if repo_id and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
+            problems.append(f"--huggingface_repo_id must be OWNER/NAME, got {repo_id!r}")
+        for name, known in HUB_VALUES.items():
+            if getattr(self, name) not in (None, *known):
+                problems.append(f"--{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
         return problems
 
 
@@ -468,14 +504,16 @@ class PrecisionOptions(OptionGroup):
     mixed_precision: str = option("no", "number format of the computation", choices=("no", "fp16", "bf16"))
     full_fp16: bool = option(False, "keep weights and gradients in fp16 too")
     full_bf16: bool = option(False, "keep weights and gradients in bf16 too")
-    fp8_base: bool = option(False, "keep the base model in fp8")
-    fp8_base_unet: bool = option(False, "keep the base model in fp8, but not its text encoders")
+    fp8_base: bool = option(False, "store the base model in 8 bits a weight; it computes as before")
+    fp8_base_unet: bool = option(False, "as --fp8_base, but not the text encoders")
     gradient_checkpointing: bool = option(False, "save memory by computing parts of the forward pass twice")
-    cpu_offload_checkpointing: bool = option(False, "keep checkpointed values in the computer's main memory")
+    cpu_offload_checkpointing: bool = option(
+        False, "keep what --gradient_checkpointing keeps in the computer's main memory"
+    )
     xformers: bool = option(False, "use the attention of the package xformers")
     sdpa: bool = option(False, "use PyTorch's scaled dot product attention")
     mem_eff_attn: bool = option(False, "use a slow attention that needs little memory")
-    torch_compile: bool = option(False, "compile the model with torch.compile")
+    torch_compile: bool = option(False, "compile the U-Net with torch.compile")
     dynamo_backend: str = option("inductor", "backend of --torch_compile", choices=DYNAMO_BACKENDS)
 
     def check(self) -> list[str]:
@@ -496,13 +534,19 @@ class LoggingOptions(OptionGroup):
     console_log_file: str | None = option(None, "file for messages, instead of the console", flag_type="path")
     console_log_simple: bool = option(False, "show messages without colours and columns")
     logging_dir: str | None = option(None, "folder for loss curves; none are kept when not given", flag_type="path")
-    log_with: str | None = option(None, "where curves go", choices=("tensorboard", "wandb", "all"))
+    log_with: str | None = option(
+        None,
+        "where curves and sample pictures go; tensorboard when only --logging_dir is given",
+        choices=("tensorboard", "wandb", "all"),
+    )
     log_prefix: str | None = option(None, "start of the name of a run's folder in --logging_dir")
     log_tracker_name: str | None = option(None, "name of the tracker, network_train when not given")
-    log_tracker_config: str | None = option(None, "TOML file of settings of the tracker", flag_type="path")
+    log_tracker_config: str | None = option(
+        None, "TOML file with tables [tensorboard] and [wandb]: what these are started with", flag_type="path"
+    )
     log_config: bool = option(False, "write all settings into the curves' log")
     wandb_run_name: str | None = option(None, "name of the run on wandb")
-    wandb_api_key: str | None = option(None, "access key for wandb")
+    wandb_api_key: str | None = option(None, "access key for wandb; WANDB_API_KEY or a login when not given")
 
     def check(self) -> list[str]:
         if self.log_with in ("tensorboard", "all") and not self.logging_dir:
@@ -514,7 +558,9 @@ class LoggingOptions(OptionGroup):
 class DistributedOptions(OptionGroup):
     """Several GPUs"""
 
-    ddp_timeout: int | None = option(None, "minutes that one process waits for the others")
+    ddp_timeout: int | None = option(
+        None, "minutes that one process waits for the others, PyTorch's own when not given"
+    )
     ddp_gradient_as_bucket_view: bool = option(False, "let gradients share memory with the exchange between processes")
     ddp_static_graph: bool = option(False, "tell DistributedDataParallel that the graph never changes")
     deepspeed: bool = option(False, "train with DeepSpeed")
@@ -527,13 +573,16 @@ class DistributedOptions(OptionGroup):
     zero3_save_16bit_model: bool = option(False, "save models in 16 bits, ZeRO stage 3")
     fp16_master_weights_and_gradients: bool = option(False, "keep DeepSpeed's master weights in fp16")
 
+    def check(self) -> list[str]:
+        return at_least(self, 0, "ddp_timeout")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigOptions(OptionGroup):
     """Configuration file"""
 
     config_file: str | None = option(
-        None, "TOML file of options; what is given on the command line goes first", flag_type="path"
+        None, "TOML or JSON file of options; what is given on the command line goes first", flag_type="path"
     )
     output_config: bool = option(False, "write the options of the command line to --config_file and stop")
     strict_config: bool = option(False, "an unknown key in --config_file is an error, not a warning")
@@ -541,6 +590,8 @@ class ConfigOptions(OptionGroup):
     def check(self) -> list[str]:
         if self.output_config and not self.config_file:
             return ["--output_config needs --config_file, the file to write"]
+        if self.output_config and self.config_file.lower().endswith(".json"):
+            return [f"--output_config writes TOML: --config_file must end in .toml, got {self.config_file}"]
         return []
 
 
@@ -567,8 +618,15 @@ class TrainNetworkOptions(
             *self._check_velocity(),
             *self._check_warmup(),
             *self._check_something_trains(),
-            *([] if self.resume_from_huggingface else existing_dir("resume", self.resume)),
+            *self._check_resume(),
         ]
+
+    def _check_resume(self) -> list[str]:
+        if not self.resume_from_huggingface:
+            return existing_dir("resume", self.resume)
+        if not self.resume:
+            return ["--resume_from_huggingface needs --resume OWNER/REPO/FOLDER, the state's place on Hugging Face"]
+        return problems_of(hub_place, self.resume)
 
     def _check_velocity(self) -> list[str]:
         problems = conflict(self, "v_pred_like_loss", "v_parameterization", "it is for models that predict noise")

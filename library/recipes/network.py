@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -21,29 +20,39 @@ from library.options.derived import (
     network_arguments,
     network_module,
 )
-from library.options.fields import SECRETS, flags_of
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
-from library.recipes.network_building import build_network, merge_base_weights
+from library.recipes.network_building import build_network, load_algorithm, merge_base_weights
 from library.training import saving
-from library.training.caching import cache_latents
+from library.training.caching import cache_latents, cache_text
 from library.training.loop import run
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import build_optimizer
 from library.training.plan import StepPlan
-from library.training.precision import build_accelerator, choose_attention, full_dtype, weight_dtype
+from library.training.precision import (
+    build_accelerator,
+    check_compiler,
+    checkpoint_function,
+    choose_attention,
+    compile_unet,
+    full_dtype,
+    store_in_fp8,
+    weight_dtype,
+)
 from library.training.reports import TrainedPart, parts_table
 from library.training.saving import LoopState
 from library.training.schedulers import build_scheduler
+from library.training.trackers import start_trackers
 from library.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
+UNET = "U-Net"  # among the parts that are trained; the others are text encoders
 OUT_OF_MEMORY = (
     "the GPU ran out of memory; what needs less, the cheapest first: --cache_latents, --mixed_precision bf16 or fp16, "
     "--optimizer_type AdamW8bit, a smaller --train_batch_size, --network_train_unet_only, --gradient_checkpointing, "
-    "a smaller --resolution"
+    "--fp8_base, a smaller --resolution"
 )
 
 
@@ -57,48 +66,56 @@ def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
 def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     plan = checked.plan
-    algorithm = importlib.import_module(network_module(options))
+    algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
     algorithm.check_arguments(arguments)
-    state = first_state(options, plan)
+    state = first_state(options, plan, checked.resume)
     accelerator = build_accelerator(options)
+    check_compiler(options, accelerator.device)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)
 
     family = family_class(checked.family)(options, accelerator.device, weight_dtype(options))
     choose_attention(family.unet, options, accelerator.device)
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
+    store_in_fp8(family, options)
     network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
     groups = network.param_groups(*learning_rates(options))
     if not groups:
         raise UserError("nothing is trained: all learning rates, times their weights in --network_args, are 0")
-    family.trains_text_encoder = any(group["name"].startswith("textencoder") for group in groups)
+    parts = trained_parts(network, groups)
+    family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
     scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps, plan.num_processes)
 
     dataset = TrainingDataset(checked.scanned, options, state.seed, plan.max_train_steps)
     held_out = checked.validation and TrainingDataset(checked.validation, options, state.seed, plan.max_train_steps)
+    datasets = [dataset, held_out] if held_out else [dataset]
     if caches_latents(options):
-        for pictures in filter(None, (dataset, held_out)):
-            cache_latents(pictures, family, options, accelerator.is_local_main_process)
+        for pictures in datasets:
+            cache_latents(pictures, family, options, accelerator)
         family.release_vae()
 
-    network, optimizer, scheduler = accelerator.prepare(network, optimizer, scheduler)
-    network = accelerator.unwrap_model(network)
+    network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
+    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
     if options.gradient_checkpointing:
-        family.enable_gradient_checkpointing()
-    if options.resume:
-        saving.load_state(accelerator, Path(options.resume))
+        family.enable_gradient_checkpointing(checkpoint_function(options))
+    compile_unet(family.unet, options)
+    if checked.resume:
+        saving.load_state(accelerator, checked.resume)
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
     else:
         torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
+    if not family.trains_text_encoder:
+        network.eval()  # adapters of the text encoder, where they were loaded, without dropout
+        cache_text(datasets, family, accelerator)
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
     recipe = NetworkRecipe(
         family, network, optimizer, spec, groups, accelerator, options, metadata, checked.prompts, plan
     )
     if accelerator.is_main_process:
-        print(parts_table(trained_parts(network, groups)), flush=True)
+        print(parts_table(parts), flush=True)
     start_trackers(accelerator, options)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
@@ -110,10 +127,10 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     return path
 
 
-def first_state(options: TrainNetworkOptions, plan: StepPlan) -> LoopState:
+def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | None) -> LoopState:
     """Where training starts: at the beginning, at --initial_step or --initial_epoch, or where --resume left off."""
-    if options.resume:
-        state = saving.read_state(Path(options.resume))
+    if resume:
+        state = saving.read_state(resume)
         if state.step >= plan.max_train_steps:
             raise UserError(
                 f"--resume: the state is at step {state.step} and training ends at {plan.max_train_steps}; "
@@ -142,24 +159,10 @@ def trained_parts(network: nn.Module, groups: list[dict]) -> list[TrainedPart]:
     rows = []
     usual = [group for group in groups if not group["name"].endswith(" plus")]
     rates = {id(parameter): group["lr"] for group in usual for parameter in group["params"]}
-    parts = {"text encoder": ("te", "te1", "te2"), "U-Net": ("unet",)}
+    parts = {"text encoder": ("te", "te1", "te2"), UNET: ("unet",)}
     for name, keys in parts.items():
         adapters = [adapter for adapter in network.adapters() if adapter.part in keys]
         parameters = [parameter for adapter in adapters for parameter in adapter.parameters()]
         rates_here = [rates[id(p)] for p in parameters if id(p) in rates]
         rows.append(TrainedPart(name, len(adapters), sum(p.numel() for p in parameters), sorted(set(rates_here))))
     return rows
-
-
-def start_trackers(accelerator: Accelerator, options: TrainNetworkOptions) -> None:
-    if options.logging_dir:
-        config = loggable_options(options) if options.log_config else None
-        accelerator.init_trackers(options.log_tracker_name or "network_train", config)
-
-
-def loggable_options(options: TrainNetworkOptions) -> dict[str, object]:
-    """The options for a tracker, without secrets and without paths, which tell of the user's computer."""
-    flags = flags_of(type(options)).values()
-    shown = [flag.name for flag in flags if flag.kind != "path" and flag.name not in SECRETS]
-    values = {name: getattr(options, name) for name in shown}
-    return {name: v if isinstance(v, int | float | str) else str(v) for name, v in values.items()}

@@ -1,9 +1,11 @@
-"""The network of a run: on which layers, of which ranks, from which files."""
+"""The network of a run: of which algorithm, on which layers, of which ranks, from which files."""
 
+import importlib
 import logging
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,23 +16,48 @@ from library.options.groups import NetworkOptions
 
 logger = logging.getLogger(__name__)
 
+EXTERNAL = "networks.external"
 
-def build_network(
+
+def load_algorithm(name: str) -> Any:
+    """The algorithm of --network_module: one of our own takes layers, one of another project takes whole models."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"--network_module {name} cannot be imported: {error}") from error
+    if hasattr(module, "wants_convolutions"):
+        return module
+    if not hasattr(module, "create_network"):
+        raise UserError(f"--network_module {name} makes no networks: it has no function create_network")
+    return importlib.import_module(EXTERNAL).ExternalAlgorithm(module)
+
+
+def build_network(algorithm: Any, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]) -> nn.Module:
+    """The network on the layers that are to be trained, attached, with --network_weights where given."""
+    if hasattr(algorithm, "network_on_models"):
+        network = algorithm.network_on_models(family.kohya_models(), options, arguments)
+    else:
+        create = network_of_file if options.dim_from_weights else new_network
+        network = create(algorithm, family, options, arguments)
+        network.apply_to()
+    if not network.adapters():
+        raise UserError(
+            "the network has no layers: --network_args leave rank 0 or learning rate 0 in all of them, "
+            "or a preset that names none of this model's"
+        )
+    return network
+
+
+def new_network(
     algorithm: ModuleType, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]
 ) -> nn.Module:
-    """The network on the layers that are to be trained, attached, with --network_weights where given."""
-    if options.dim_from_weights:
-        network = network_of_file(algorithm, family, options, arguments)
-    else:
-        targets = wanted_targets(family.adapter_targets(conv=algorithm.wants_convolutions(arguments)), options)
-        network = algorithm.create_network(
-            targets, options.network_dim, options.network_alpha, options.network_dropout, **arguments
-        )
-        if options.network_weights:
-            network.load_weights(Path(options.network_weights))
-    if not network.adapters():
-        raise UserError("the network has no layers: --network_args leave rank 0 or learning rate 0 in all of them")
-    network.apply_to()
+    """The network of the ranks that are given."""
+    targets = wanted_targets(family.adapter_targets(conv=algorithm.wants_convolutions(arguments)), options)
+    network = algorithm.create_network(
+        targets, options.network_dim, options.network_alpha, options.network_dropout, **arguments
+    )
+    if options.network_weights:
+        network.load_weights(Path(options.network_weights))
     return network
 
 

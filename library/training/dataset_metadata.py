@@ -1,18 +1,20 @@
 """What a network file tells of the dataset it was trained with."""
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from library.dataset.buckets import bucket_info
-from library.dataset.config import SUBSET_FLAGS, SubsetOptions
+from library.dataset.config import SubsetOptions
 from library.dataset.dataset import TrainingDataset
 from library.dataset.scan import ScannedDataset, dataset_dirs, reg_dataset_dirs, tag_frequency
 from library.options.derived import resolution_wh
 from library.options.groups import TrainNetworkOptions
 from library.training.plan import StepPlan
 
-SUBSET_FIELDS = [name for name in SUBSET_FLAGS if not name.startswith(("caption_dropout", "caption_tag", "token_"))]
+SUBSET_FIELDS = [
+    "num_repeats", "color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "keep_tokens_separator",
+    "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix", "resize_interpolation",
+]  # fmt: skip
 FLAGS_OF_ONE_DATASET = [
     "color_aug", "flip_aug", "random_crop", "shuffle_caption", "enable_bucket", "bucket_no_upscale", "min_bucket_reso",
     "max_bucket_reso", "keep_tokens",
@@ -57,7 +59,7 @@ def datasets_of_config(dataset: TrainingDataset) -> list[dict[str, Any]]:
         frequency = tag_frequency(_part(scanned, mine))
         entries.append(
             {
-                "is_dreambooth": True,
+                "is_dreambooth": not any(s.metadata_file for s in scanned.subsets if s.dataset == number),
                 "batch_size_per_device": spec.batch_size,
                 "num_train_images": counts[False],
                 "num_reg_images": counts[True],
@@ -87,12 +89,10 @@ def _part(scanned: ScannedDataset, indices: list[int]) -> ScannedDataset:
 
 def _subset_entry(scanned: ScannedDataset, index: int) -> dict[str, Any]:
     subset: SubsetOptions = scanned.subsets[index]
-    values = asdict(subset)
-    return {
-        "img_count": sum(record.subset == index for record in scanned.records),
-        "num_repeats": subset.num_repeats,
-        **{name: values[name] for name in SUBSET_FIELDS},
-        "image_dir": subset.image_dir.name,
-        "class_tokens": subset.class_tokens,
-        "is_reg": subset.is_reg,
-    }
+    entry = {"img_count": sum(record.subset == index for record in scanned.records)}
+    entry |= {name: getattr(subset, name) for name in SUBSET_FIELDS}
+    if subset.image_dir:
+        entry["image_dir"] = subset.image_dir.name
+    if subset.metadata_file:
+        return entry | {"metadata_file": subset.metadata_file.name}
+    return entry | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}

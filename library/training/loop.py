@@ -3,6 +3,7 @@
 import logging
 from typing import Protocol
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -137,14 +138,20 @@ def update(
 ) -> None:
     """One optimizer step on gradients averaged over processes and clipped."""
     if accelerator.num_processes > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+        average_gradients(parameters, accelerator)
     if max_grad_norm:
         accelerator.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     scheduler.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
+    """The mean over processes, in one message; where a process has no gradient (a dropped layer), its part is 0."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+    for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accelerator, state: LoopState) -> None:

@@ -14,14 +14,16 @@ from torch.optim import Optimizer
 from library.families.base import Batch, ModelFamily
 from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
+from library.pictures import write_picture
 from library.training import saving
 from library.training.denoising import Ddpm, denoising_loss
+from library.training.hub import Uploads
 from library.training.metadata import TrainingMetadata
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan, save_every_n_epochs
 from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
-from library.training.sampling import before_after_sheet, save_samples, write_picture
+from library.training.sampling import before_after_sheet, save_samples
 from library.training.saving import LoopState, OutputNames
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class NetworkRecipe:
         self.prompts, self.plan = prompts, plan
         self.objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
         self.names = OutputNames(options)
+        self.uploads = Uploads(options) if options.huggingface_repo_id else None
         self.group_names = [group["name"] for group in groups]
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
@@ -109,7 +112,7 @@ class NetworkRecipe:
     def step_finished(self, state: LoopState) -> None:
         options = self.options
         if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
-            self.sample(f"{state.step:06d}")
+            self.sample(f"{state.step:06d}", state.step)
         every = options.save_every_n_steps
         if due(every, state.step):
             self.save(self.names.step(state.step), state, epoch=state.epoch - 1)
@@ -117,7 +120,7 @@ class NetworkRecipe:
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
-            self.sample(f"e{state.epoch:06d}")
+            self.sample(f"e{state.epoch:06d}", state.step)
         if due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs:
             self.save(self.names.epoch(state.epoch), state, epoch=state.epoch)
             self.remove(self.names.epoch, saving.epoch_to_remove, state.epoch, self.every_n_epochs, "epochs")
@@ -130,9 +133,14 @@ class NetworkRecipe:
         keep_state = getattr(self.options, f"save_last_n_{unit}_state") or keep
         gone, gone_state = which(now, every, keep), which(now, every, keep_state)
         if gone is not None:
-            saving.remove_checkpoint(name_of(gone))
+            self.remove_file(name_of(gone), saving.remove_checkpoint)
         if gone_state is not None:
-            saving.remove_state(self.names.state_of(name_of(gone_state)))
+            self.remove_file(self.names.state_of(name_of(gone_state)), saving.remove_state)
+
+    def remove_file(self, path: Path, remove) -> None:
+        if self.uploads:
+            self.uploads.wait_for(path)
+        remove(path)
 
     def save(self, path: Path, state: LoopState, epoch: int, with_state: bool | None = None) -> None:
         """Write the network, and the state where it is wanted; `epoch` as the metadata counts it."""
@@ -141,20 +149,30 @@ class NetworkRecipe:
             dtype = save_dtype(self.options.save_precision)
             self.network.save_weights(path, dtype, self.metadata.at(state.step, epoch))
             logger.info("saved: %s", path)
+            self.upload(path)
         if self.options.save_state if with_state is None else with_state:
             saving.save_state(self.accelerator, self.names.state_of(path), state)
+            if self.options.save_state_to_huggingface and self.accelerator.is_main_process:
+                self.upload(self.names.state_of(path))
+
+    def upload(self, path: Path) -> None:
+        if self.uploads:
+            self.uploads.add(path)
 
     def sample_at_first(self, state: LoopState) -> None:
         if self.options.sample_at_first and self.prompts and state.step == 0:
-            self.sample("e000000")
+            self.sample("e000000", state.step)
 
-    def sample(self, when: str) -> None:
-        """Draw the sample prompts on the main process."""
+    def sample(self, when: str, step: int) -> None:
+        """Draw the sample prompts on the main process, into the folder and for the trackers."""
         if not self.prompts or not self.accelerator.is_main_process:
             return
         self.resting_mode()
         folder = self.names.folder / "sample"
-        save_samples(self.family, self.prompts, self.options.sample_sampler, folder, self.options.output_name, when)
+        name, sampler = self.options.output_name, self.options.sample_sampler
+        paths = save_samples(self.family, self.prompts, sampler, folder, name, when)
+        for tracker in self.accelerator.trackers:
+            tracker.log_samples(self.prompts, paths, step)
         self.release_vae()
 
     def release_vae(self) -> None:
@@ -170,6 +188,8 @@ class NetworkRecipe:
             self.check_file(path)
             if options.before_after:
                 self.write_before_after()
+        if self.uploads:
+            self.uploads.finish()
         return path
 
     def write_before_after(self) -> None:

@@ -21,6 +21,7 @@ class OptimizerSpec:
 
     path: str  # dotted path of the class, imported only when chosen
     defaults: dict = field(default_factory=dict)  # --optimizer_args override them
+    implied: dict = field(default_factory=dict)  # the same, and written into metadata as if they had been given
     package: str = ""  # what to install when the import fails
     adapts_lr: bool = False  # D-Adaptation, Prodigy: one rate near 1, d * lr is what counts
     schedule_free: bool = False  # has train() and eval() modes and takes no schedule
@@ -36,8 +37,8 @@ OPTIMIZERS = {
     "PagedLion8bit": OptimizerSpec("bitsandbytes.optim.PagedLion8bit", package="bitsandbytes"),
     "PagedAdamW": OptimizerSpec("bitsandbytes.optim.PagedAdamW", package="bitsandbytes"),
     "PagedAdamW32bit": OptimizerSpec("bitsandbytes.optim.PagedAdamW32bit", package="bitsandbytes"),
-    "SGDNesterov": OptimizerSpec("torch.optim.SGD", {"momentum": 0.9, "nesterov": True}),
-    "SGDNesterov8bit": OptimizerSpec("bitsandbytes.optim.SGD8bit", {"momentum": 0.9}, package="bitsandbytes"),
+    "SGDNesterov": OptimizerSpec("torch.optim.SGD", {"nesterov": True}, {"momentum": 0.9}),
+    "SGDNesterov8bit": OptimizerSpec("bitsandbytes.optim.SGD8bit", implied={"momentum": 0.9}, package="bitsandbytes"),
     "DAdaptation": OptimizerSpec("dadaptation.experimental.DAdaptAdamPreprint", package="dadaptation", adapts_lr=True),
     "DAdaptAdamPreprint": OptimizerSpec(
         "dadaptation.experimental.DAdaptAdamPreprint", package="dadaptation", adapts_lr=True
@@ -107,6 +108,7 @@ def build_optimizer(options: OptimizerOptions, groups: list[dict]) -> tuple[Opti
     spec = find_spec(name)
     optimizer_class = import_class(spec, name)
     given = parse_key_values(options.optimizer_args, "optimizer_args")
+    given |= {key: value for key, value in spec.implied.items() if key not in given}
     if spec.relative_step:
         given = adafactor_arguments(given)
         spec = replace(spec, relative_step=given["relative_step"])

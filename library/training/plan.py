@@ -43,6 +43,11 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_process() -> bool:
+    """Whether this is the one process, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def step_plan(options: LoopOptions, num_items: int, batches_per_epoch: int, processes: int) -> StepPlan:
     """max_train_epochs decides where given, else max_train_steps."""
     accumulation = options.gradient_accumulation_steps

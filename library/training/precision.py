@@ -1,16 +1,20 @@
-"""Number formats and attention: what the frozen model, the network and the computation use."""
+"""How the model is computed: number formats, attention, compilation, and where intermediate values are kept."""
 
 import importlib.util
 import logging
-import time
-from pathlib import Path
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from library.errors import UserError
-from library.options.groups import LoggingOptions, PrecisionOptions, TrainNetworkOptions
+from library.families.base import Checkpoint, ModelFamily
+from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
+from library.training.fp8 import hold_in_fp8
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +36,24 @@ def save_dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name else None
 
 
-def logging_folder(options: LoggingOptions) -> str | None:
-    """`<logging_dir>/<log_prefix><time>`, a new one for every run."""
-    if options.logging_dir is None:
-        return None
-    return str(Path(options.logging_dir) / f"{options.log_prefix or ''}{time.strftime('%Y%m%d%H%M%S')}")
-
-
 def build_accelerator(options: TrainNetworkOptions) -> Accelerator:
-    """Device, processes, autocast and trackers; UserError where this machine cannot do what was asked."""
+    """Device, processes and autocast; UserError where this machine cannot do what was asked."""
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16 needs a GPU, and none is usable here; give bf16 or no")
-    folder = logging_folder(options)
-    if folder and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--logging_dir needs the package tensorboard: pip install tensorboard")
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
-        log_with="tensorboard" if folder else None,
-        project_dir=folder,
+        dynamo_backend="no",  # not what the environment says: `compile_unet` compiles
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop accumulates
+        kwargs_handlers=process_group_settings(options),
     )
     if options.full_fp16:
         allow_fp16_gradients(accelerator.scaler)
     return accelerator
+
+
+def process_group_settings(options: DistributedOptions) -> list[InitProcessGroupKwargs]:
+    """How long processes wait for each other, where --ddp_timeout says it."""
+    return [InitProcessGroupKwargs(timeout=timedelta(minutes=options.ddp_timeout))] if options.ddp_timeout else []
 
 
 def allow_fp16_gradients(scaler: torch.amp.GradScaler) -> None:
@@ -71,3 +71,43 @@ def choose_attention(unet: nn.Module, options: PrecisionOptions, device: torch.d
         logger.warning("--xformers is not used, because %s; PyTorch's own attention gives the same pictures", reason)
         return
     unet.enable_xformers_memory_efficient_attention()
+
+
+def store_in_fp8(family: ModelFamily, options: PrecisionOptions) -> None:
+    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet."""
+    if options.fp8_base or options.fp8_base_unet:
+        hold_in_fp8(family.unet)
+    if options.fp8_base and not options.fp8_base_unet:
+        for text_encoder in family.text_encoders:
+            hold_in_fp8(text_encoder)
+
+
+def check_compiler(options: PrecisionOptions, device: torch.device) -> None:
+    """Compile one addition, so that a backend or compiler that is not here is found before the model is loaded."""
+    if not options.torch_compile:
+        return
+    try:
+        torch.compile(lambda x: x + 1, backend=options.dynamo_backend)(torch.ones(2, device=device))
+    except Exception as error:
+        reason = " ".join(str(error).split()[:30])
+        raise UserError(
+            f"--torch_compile: --dynamo_backend {options.dynamo_backend} does not work here ({reason}); "
+            "try another one, or leave --torch_compile out"
+        ) from error
+
+
+def compile_unet(unet: nn.Module, options: PrecisionOptions) -> None:
+    """Have the U-Net compiled at its first call, with all that is attached to it by then."""
+    if options.torch_compile:
+        unet.compile(backend=options.dynamo_backend)
+
+
+def checkpoint_function(options: PrecisionOptions) -> Checkpoint | None:
+    """How --gradient_checkpointing runs a block; None is the family's usual way."""
+    return checkpoint_in_main_memory if options.cpu_offload_checkpointing else None
+
+
+def checkpoint_in_main_memory(block: nn.Module, *inputs: Any) -> Any:
+    """Run a block and keep only its inputs, in the computer's memory, until the backward pass runs it again."""
+    with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return checkpoint(block, *inputs, use_reentrant=False)

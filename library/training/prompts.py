@@ -1,4 +1,4 @@
-"""Sample-prompt files: one picture a line with its options, or the same as TOML or JSON. Needs no torch."""
+"""Sample prompts: one picture a line with its options, or the same in a TOML or JSON file. Needs no torch."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ from pathlib import Path
 import toml
 
 from library.errors import UserError
+from library.options.derived import names_prompt_file
 from library.options.groups import MAX_SEED, SAMPLERS
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class SamplePrompt:
     scale: float = DEFAULT_SCALE  # of classifier-free guidance
     seed: int | None = None
     sample_sampler: str | None = None
-    enum: int = 0  # its number in the file
+    enum: int = 0  # its number among the prompts
 
 
 # letter -> pattern of its value, field, conversion
@@ -48,45 +49,57 @@ FILE_KEYS = {"prompt": str} | {field: kind for _, field, kind in LINE_OPTIONS.va
 TYPE_NAMES = {str: "text", int: "a whole number", float: "a number"}
 
 
+def prompts_of(sample_prompts: str) -> list[SamplePrompt]:
+    """The prompts that `--sample_prompts` names as a file, or is itself, one a line."""
+    if names_prompt_file(sample_prompts):
+        return read_prompts(Path(sample_prompts))
+    return checked(parse_lines(sample_prompts, "the text"), "the text")
+
+
 def read_prompts(path: Path) -> list[SamplePrompt]:
     """The prompts of a .txt, .toml or .json file; UserError names file and line of what cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        entries = READERS[path.suffix](text, path)
+        entries = READERS[path.suffix.lower()](text, str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"--sample_prompts: {path} is not in UTF-8; save it with this encoding") from error
     except (toml.TomlDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"--sample_prompts: {path} cannot be read: {error}") from error
+    return checked(entries, str(path))
+
+
+def checked(entries: list[SamplePrompt], place: str) -> list[SamplePrompt]:
+    """The prompts numbered, with sizes and steps that can be drawn; UserError where there is none or one cannot be."""
     if not entries:
-        raise UserError(f"--sample_prompts: {path} has no prompts")
+        raise UserError(f"--sample_prompts: {place} has no prompts")
     unknown = [entry.sample_sampler for entry in entries if entry.sample_sampler not in (None, *SAMPLERS)]
     if unknown:
-        raise UserError(f"--sample_prompts: {path}: there is no sampler {unknown[0]}; known are {', '.join(SAMPLERS)}")
+        raise UserError(f"--sample_prompts: {place}: there is no sampler {unknown[0]}; known are {', '.join(SAMPLERS)}")
     if large := [entry.seed for entry in entries if not 0 <= (entry.seed or 0) <= MAX_SEED]:
-        raise UserError(f"--sample_prompts: {path}: a seed must be between 0 and {MAX_SEED}, got {large[0]}")
+        raise UserError(f"--sample_prompts: {place}: a seed must be between 0 and {MAX_SEED}, got {large[0]}")
     return [replace(rounded(entry), enum=index) for index, entry in enumerate(entries)]
 
 
-def parse_lines(text: str, path: Path) -> list[SamplePrompt]:
+def parse_lines(text: str, place: str) -> list[SamplePrompt]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if not line.startswith("#")]
-    return [parse_line(line, f"{path}, line {number}") for number, line in lines if line]
+    return [parse_line(line, f"{place}, line {number}") for number, line in lines if line]
 
 
-def parse_toml(text: str, path: Path) -> list[SamplePrompt]:
+def parse_toml(text: str, place: str) -> list[SamplePrompt]:
     """A table `[prompt]` with what all share, and `[[prompt.subset]]` for each picture."""
     shared = toml.loads(text).get("prompt", {})
     subsets = shared.pop("subset", []) if isinstance(shared, dict) else None
     if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
-        raise UserError(f"--sample_prompts: {path} needs a table [prompt] with tables [[prompt.subset]]")
-    return [parse_table({**shared, **subset}, path) for subset in subsets]
+        raise UserError(f"--sample_prompts: {place} needs a table [prompt] with tables [[prompt.subset]]")
+    return [parse_table({**shared, **subset}, place) for subset in subsets]
 
 
-def parse_json(text: str, path: Path) -> list[SamplePrompt]:
+def parse_json(text: str, place: str) -> list[SamplePrompt]:
     """A list of prompt lines and of objects."""
     entries = json.loads(text)
     if not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
-        raise UserError(f"--sample_prompts: {path} must hold a list of texts or objects")
-    return [parse_line(e, str(path)) if isinstance(e, str) else parse_table(e, path) for e in entries]
+        raise UserError(f"--sample_prompts: {place} must hold a list of texts or objects")
+    return [parse_line(e, place) if isinstance(e, str) else parse_table(e, place) for e in entries]
 
 
 READERS = {".txt": parse_lines, ".toml": parse_toml, ".json": parse_json}
@@ -113,7 +126,7 @@ def parse_line(line: str, where: str) -> SamplePrompt:
     return SamplePrompt(prompt.strip(), **values)
 
 
-def parse_table(table: dict, path: Path) -> SamplePrompt:
+def parse_table(table: dict, place: str) -> SamplePrompt:
     unknown = (
         set(table)
         - set(FILE_KEYS)
@@ -121,12 +134,12 @@ def parse_table(table: dict, path: Path) -> SamplePrompt:
     )
     if unknown or "prompt" not in table:
         what = f"unknown key {sorted(unknown)[0]}" if unknown else "an entry has no prompt"
-        raise UserError(f"--sample_prompts: {path}: {what}")
+        raise UserError(f"--sample_prompts: {place}: {what}")
     values = {key: value for key, value in table.items() if key in FILE_KEYS}
     for key, value in values.items():
         wanted = FILE_KEYS[key]
         if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
-            raise UserError(f"--sample_prompts: {path}: {key} must be {TYPE_NAMES[wanted]}, got {value!r}")
+            raise UserError(f"--sample_prompts: {place}: {key} must be {TYPE_NAMES[wanted]}, got {value!r}")
     return SamplePrompt(**values)
 
 

@@ -1,6 +1,7 @@
 """What a run says in tables: what will be trained before the first step, where the file goes at the end."""
 
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,23 @@ def parts_table(parts: list[TrainedPart]) -> str:
     rows = [("part", "modules", "parameters", "learning rate")]
     for part in parts:
         rows.append((part.name, str(part.num_modules), f"{part.num_parameters:,}", rates_text(part.learning_rates)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in (0, 3) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return aligned(rows, numbers=(1, 2))
+
+
+def aligned(rows: list[tuple[str, ...]], numbers: tuple[int, ...]) -> str:
+    """A table whose first row is its head; the columns in `numbers` stand to the right."""
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in [rows[0], tuple("-" * min(width, 60) for width in widths), *rows[1:]]:
+        fills = [" " * (width - display_width(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [fill + row[i] if i in numbers else row[i] + fill for i, fill in enumerate(fills)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def display_width(text: str) -> int:
+    """Columns that a text takes in a terminal, where Chinese, Japanese and Korean characters take two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def rates_text(rates: list[float]) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from library.families.base import Conds, ModelFamily
-from library.files import written_whole
+from library.pictures import labelled_sheet, write_picture
 from library.training.prompts import SamplePrompt
 
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -109,11 +109,6 @@ def save_samples(
     return paths
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
-    with written_whole(path) as temporary:
-        picture.save(temporary, format="PNG")
-
-
 def before_after_sheet(family: ModelFamily, network, prompts: list[SamplePrompt], default_sampler: str) -> Image.Image:
     """The prompts without (above) and with (below) the network, the same seeds in both rows."""
     prompts = [prompt if prompt.seed is not None else replace(prompt, seed=prompt.enum) for prompt in prompts]
@@ -122,30 +117,3 @@ def before_after_sheet(family: ModelFamily, network, prompts: list[SamplePrompt]
         network.set_multiplier(multiplier)
         rows.append([draw(family, prompt, default_sampler) for prompt in prompts])
     return labelled_sheet(rows, ["without", "with"], [prompt.prompt for prompt in prompts])
-
-
-def labelled_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
-    """A table of pictures with its labels; all cells are as large as the largest picture, at least 192 pixels."""
-    width = max(picture.width for row in rows for picture in row)
-    height = max(picture.height for row in rows for picture in row)
-    zoom = max(1, round(192 / max(width, height)))
-    cell_w, cell_h, head, side = width * zoom, height * zoom, 44, 70
-    sheet = Image.new("RGB", (side + cell_w * len(column_labels), head + cell_h * len(rows)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row, (pictures, label) in enumerate(zip(rows, row_labels, strict=True)):
-        pen.text((6, head + cell_h * row + cell_h // 2), label, fill="black", font=font)
-        for column, picture in enumerate(pictures):
-            scaled = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
-            sheet.paste(scaled, (side + cell_w * column, head + cell_h * row))
-    for column, label in enumerate(column_labels):
-        pen.multiline_text((side + cell_w * column + 4, 4), wrapped(label, cell_w // 8), fill="black", font=font)
-    return sheet
-
-
-def wrapped(text: str, width: int) -> str:
-    """At most two lines of `width` characters."""
-    if len(text) <= width:
-        return text
-    cut = text.rfind(" ", 0, width) if " " in text[:width] else width
-    rest = text[cut:].strip()
-    return f"{text[:cut]}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"

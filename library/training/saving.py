@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 from library.files import write_text_whole
 from library.options.groups import SavingOptions
 
@@ -117,5 +117,5 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
     try:
         accelerator.load_state(str(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        summary = str(error).splitlines()[0]
-        raise UserError(f"--resume: the state in {folder} does not fit this run or is not whole: {summary}") from error
+        problem = f"the state in {folder} does not fit this run or is not whole"
+        raise UserError(f"--resume: {problem}: {first_line(error)}") from error

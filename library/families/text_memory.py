@@ -1,0 +1,71 @@
+"""What a frozen text encoder makes of captions, computed once."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from library.families.base import Conds
+
+MAX_CAPTIONS = 512  # kept where captions change from draw to draw, so that not all can be
+MAX_DEVICE_BYTES = 128 * 2**20
+MAX_HOST_BYTES = 2 * 2**30
+
+
+class TextMemory:
+    """Conditioning of captions: of those used last, or, once they have been told, of all there are.
+
+    A caption is always encoded alone, so that its conditioning is the same to the bit in both cases and in every batch.
+    It is kept in the dtype of the weights, to which the layers that it goes into would cast it anyway.
+    """
+
+    def __init__(self, encode: Callable[[str], Conds], device: torch.device, dtype: torch.dtype):
+        """`encode` gives a caption's conditioning, without the batch dimension."""
+        self.encode, self.device, self.dtype = encode, device, dtype
+        self.is_complete = False
+        self._known: OrderedDict[str, Conds] = OrderedDict()
+
+    def conds(self, captions: Sequence[str]) -> Conds:
+        """The conditioning of a batch of captions, on the device."""
+        all_conds = [self._remembered(caption) for caption in captions]
+        return {
+            name: torch.stack([conds[name].to(self.device, non_blocking=True) for conds in all_conds])
+            for name in all_conds[0]
+        }
+
+    def fill(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
+        """Encode all captions there will be; False where they need too much memory, and nothing is changed then.
+
+        A few stay on the device, more in the computer's memory, from which they are copied batch by batch.
+        """
+        num_bytes = len(captions) * sum(value.nbytes for value in self._encoded(captions[0]).values())
+        if num_bytes > MAX_HOST_BYTES:
+            return False
+        stays = num_bytes <= MAX_DEVICE_BYTES
+        for caption in captions:
+            conds = self._encoded(caption)
+            self._known[caption] = conds if stays else {name: _on_host(value) for name, value in conds.items()}
+            progress()
+        self.is_complete = True
+        return True
+
+    def _remembered(self, caption: str) -> Conds:
+        if caption in self._known:
+            self._known.move_to_end(caption)
+            return self._known[caption]
+        conds = self._encoded(caption)
+        if not self.is_complete:
+            self._known[caption] = conds
+            if len(self._known) > MAX_CAPTIONS:
+                self._known.popitem(last=False)
+        return conds
+
+    @torch.no_grad()
+    def _encoded(self, caption: str) -> Conds:
+        return {name: value.to(self.dtype) for name, value in self.encode(caption).items()}
+
+
+def _on_host(value: Tensor) -> Tensor:
+    """In memory that a GPU copies from without waiting."""
+    return value.cpu().pin_memory() if value.is_cuda else value

@@ -1,0 +1,299 @@
+"""Latents on disk are used where they are those that this run would make, and made anew where not, saying why."""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from library.dataset.cache import read_latents
+from library.dataset.dataset import TrainingDataset
+from library.dataset.scan import scan_dataset
+from library.families.sd import Sd
+from library.options.groups import TrainNetworkOptions
+from library.training.caching import cache_latents
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+ENCODER = "first_stage_model.encoder."
+
+
+def write_vae(path: Path, source: Path, change=lambda name, value: value) -> Path:
+    """A model whose VAE is as sure of its latents as real ones: deviations of about exp(-5)."""
+    weights = load_file(source)
+    weights["first_stage_model.quant_conv.bias"][4:] = -10
+    save_file({name: change(name, value).contiguous() for name, value in weights.items()}, path)
+    return path
+
+
+@pytest.fixture
+def model(tiny_file, tmp_path) -> Path:
+    return write_vae(tmp_path / "model.safetensors", tiny_file)
+
+
+@pytest.fixture
+def other_model(tiny_file, tmp_path) -> Path:
+    def other(name: str, value: Tensor) -> Tensor:
+        return value.roll(1, 0) if name.startswith(ENCODER) else value
+
+    return write_vae(tmp_path / "other.safetensors", tiny_file, other)
+
+
+def options_of(model: Path, pictures: Path, **changes: object) -> TrainNetworkOptions:
+    options = TrainNetworkOptions(
+        pretrained_model_name_or_path=str(model), train_data_dir=str(pictures), resolution="96,96",
+        enable_bucket=True, min_bucket_reso=64, max_bucket_reso=128, caption_extension=".txt",
+        cache_latents_to_disk=True, vae_batch_size=2,
+    )  # fmt: skip
+    return replace(options, **changes)
+
+
+@pytest.fixture
+def cache(model, pictures, caplog):
+    """Cache the latents of a run; returns its dataset, its family, and the line that says what was found."""
+
+    def run(model: Path = model, **changes: object) -> tuple[TrainingDataset, Sd, str]:
+        options = options_of(model, pictures, **changes)
+        dataset = TrainingDataset(scan_dataset(options), options, seed=0, max_train_steps=4)
+        family = Sd(options, torch.device("cpu"), torch.float32)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            cache_latents(dataset, family, options, Accelerator(cpu=True))
+        return dataset, family, next((m for m in caplog.messages if m.startswith("latents:")), "")
+
+    return run
+
+
+def are_right(dataset: TrainingDataset, family: Sd) -> bool:
+    """Whether all latents are samples of what this VAE makes of these pictures as they are now."""
+    for index, path in dataset.latents_paths.items():
+        mean, deviation = family.latent_distribution(dataset.image(index)[None])
+        distance = (torch.from_numpy(read_latents(path).latents) - mean[0]).abs() / deviation[0]
+        if distance.max() > 6:
+            return False
+    return len(dataset.latents_paths) == 4
+
+
+def files(pictures: Path) -> list[Path]:
+    return sorted((pictures / "2_cat").glob("*_sd.npz"))
+
+
+def contents(pictures: Path) -> list[bytes]:
+    return [path.read_bytes() for path in files(pictures)]
+
+
+def as_kohya_writes_them(pictures: Path) -> None:
+    """The files with kohya's keys alone."""
+    for path in files(pictures):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file if not name.startswith("athanor_")}
+        np.savez(path, **arrays)
+
+
+def rewrite(path: Path) -> None:
+    """Another picture of the same size."""
+    with Image.open(path) as image:
+        Image.fromarray(255 - np.array(image)).save(path)
+
+
+def test_files_have_kohyas_keys_and_four_of_our_own(cache, pictures):
+    dataset, family, said = cache()
+    assert said == "latents: 0 of 4 pictures have theirs on disk"
+    with np.load(files(pictures)[0], allow_pickle=False) as file:
+        kohyas = [name for name in file if not name.startswith("athanor_")]
+        ours = {name: (file[name].dtype.kind, file[name].shape) for name in file if name.startswith("athanor_")}
+    assert kohyas == ["latents", "original_size", "crop_ltrb"]
+    assert ours == {
+        "athanor_files": ("i", (1, 3)),
+        "athanor_resized": ("U", ()),
+        "athanor_vae": ("f", (4, 4, 4)),
+        "athanor_checksum": ("i", ()),
+    }
+    assert are_right(dataset, family)
+
+
+@pytest.mark.parametrize("kohyas", [False, True])
+def test_what_did_not_change_is_used_as_it_is(kohyas, cache, pictures):
+    cache()
+    if kohyas:
+        as_kohya_writes_them(pictures)
+    before = contents(pictures)
+    dataset, family, said = cache()
+    assert said == "latents: 4 of 4 pictures have theirs on disk"
+    assert contents(pictures) == before and are_right(dataset, family)
+
+
+def damage(cache, pictures, other_model) -> dict:
+    for path in files(pictures):
+        path.write_bytes(path.read_bytes()[:-100])
+    return {}
+
+
+def change_pictures(cache, pictures, other_model) -> dict:
+    for path in (pictures / "2_cat").glob("*.png"):
+        rewrite(path)
+    return {}
+
+
+CAUSES = {
+    "4 damaged": damage,
+    "4 of a picture that has changed": change_pictures,
+    "4 made with another VAE": lambda cache, pictures, other_model: {"model": other_model},
+    "4 of another size": lambda *_: {"resolution": "128,128", "enable_bucket": False},
+    "4 resized in another way": lambda *_: {"resize_interpolation": "nearest"},
+    "4 without the mirrored picture": lambda *_: {"flip_aug": True},
+    "4 without a mask": lambda *_: {"alpha_mask": True},
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_what_no_longer_fits_is_made_anew_and_the_cause_is_said(cause, cache, pictures, other_model):
+    cache()
+    changes = CAUSES[cause](cache, pictures, other_model)
+    dataset, family, said = cache(**changes)
+    assert said == f"latents: 0 of 4 pictures have theirs on disk; made anew: {cause}"
+    assert are_right(dataset, family)
+    assert cache(**changes)[2] == "latents: 4 of 4 pictures have theirs on disk"
+
+
+def test_another_mask_is_noticed_and_one_that_is_no_longer_wanted_is_not_used(cache, pictures, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for path in (pictures / "2_cat").glob("*.png"):
+        shutil.copy(path, tmp_path / "masks" / path.name)
+    masked = {"masked_loss": True, "conditioning_data_dir": str(tmp_path / "masks")}
+    cache(**masked)
+    rewrite(tmp_path / "masks" / "picture 0.png")
+    assert cache(**masked)[2].endswith("; made anew: 1 of a mask that has changed")
+    dataset, _, said = cache()
+    assert said == "latents: 4 of 4 pictures have theirs on disk"
+    draw = next(draw for batch in dataset.sampler() for draw in batch)
+    assert dataset[draw].latents is not None and dataset[draw].alpha_mask is None
+
+
+def test_a_copied_dataset_keeps_its_latents(cache, pictures):
+    cache()
+    for path in (pictures / "2_cat").iterdir():
+        os.utime(path, (2e9, 2e9) if path.suffix == ".png" else (1e9, 1e9))
+    assert cache()[2] == "latents: 4 of 4 pictures have theirs on disk"
+
+
+@pytest.mark.parametrize("kohyas", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_same_encoder_is_known_in_another_format_and_with_another_decoder(
+    dtype, kohyas, cache, pictures, tiny_file, tmp_path
+):
+    def rounded(name: str, value: Tensor) -> Tensor:
+        return (value * 2 if ".decoder." in name else value).to(dtype)
+
+    cache()
+    if kohyas:
+        as_kohya_writes_them(pictures)
+    said = cache(write_vae(tmp_path / "rounded.safetensors", tiny_file, rounded))[2]
+    assert said == "latents: 4 of 4 pictures have theirs on disk"
+
+
+def test_kohyas_latents_of_another_vae_are_found_out_by_encoding_a_few(cache, pictures, other_model):
+    cache(other_model)
+    as_kohya_writes_them(pictures)
+    dataset, family, said = cache()
+    assert said == "latents: 0 of 4 pictures have theirs on disk; made anew: 4 made with another VAE"
+    assert are_right(dataset, family)
+
+
+def test_kohyas_latents_that_are_older_than_the_picture_are_made_anew(cache, pictures):
+    cache()
+    as_kohya_writes_them(pictures)
+    os.utime(pictures / "2_cat" / "picture 1.png", (2e9, 2e9))
+    assert cache()[2].endswith("3 of 4 pictures have theirs on disk; made anew: 1 of a picture that has changed")
+
+
+def test_our_keys_do_not_count_where_another_program_has_replaced_the_latents(cache, pictures, other_model):
+    """Kohya adds to a file key by key."""
+    cache()
+    ours = [dict(np.load(path)) for path in files(pictures)]
+    cache(other_model)
+    for path, arrays in zip(files(pictures), ours, strict=True):
+        with np.load(path) as file:
+            latents = file["latents"]
+        np.savez(path, **arrays | {"latents": latents})
+    assert cache()[2].endswith("; made anew: 4 made with another VAE")
+
+
+def test_trusted_files_are_not_read(cache, pictures):
+    cache()
+    damage(cache, pictures, None)
+    files(pictures)[0].unlink()
+    assert cache(skip_cache_check=True)[2] == "latents: 3 of 4 pictures have theirs on disk"
+
+
+def test_an_interrupted_run_goes_on_where_it_was(cache, pictures, monkeypatch):
+    encode, calls = Sd.encode_images, []
+
+    def stopped(family: Sd, images: Tensor) -> Tensor:
+        calls.append(images)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(family, images)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Sd, "encode_images", stopped)
+        cache()
+    assert len(files(pictures)) == 2
+    dataset, family, said = cache()
+    assert said == "latents: 2 of 4 pictures have theirs on disk" and are_right(dataset, family)
+
+
+def test_one_picture_in_two_sizes_has_one_file_and_the_right_latents_twice(cache, pictures, tmp_path):
+    config = tmp_path / "dataset.toml"
+    folder = (pictures / "2_cat").as_posix()
+    config.write_text(
+        "".join(
+            f"[[datasets]]\nresolution = {size}\nbatch_size = 1\n[[datasets.subsets]]\nimage_dir = '{folder}'\n"
+            for size in (64, 128)
+        ),
+        encoding="utf-8",
+    )
+    for _ in range(2):
+        dataset, _, _ = cache(dataset_config=str(config), train_data_dir=None, enable_bucket=False)
+        examples = [dataset[draw] for batch in dataset.sampler() for draw in batch]
+        assert {example.target_size_hw for example in examples} == {(64, 64), (128, 128)}
+        assert all(tuple(e.latents.shape[1:]) == tuple(side // 8 for side in e.target_size_hw) for e in examples)
+    assert len(dataset.latents_paths) == len(dataset.latents) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_on_files(cache, model, pictures, tmp_path):
+    arguments = tiny.arguments(model, pictures, tmp_path / "out", cache_latents_to_disk=True)
+    world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train_network.py", *arguments],
+            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        for rank in ("0", "1")
+    ]
+    messages = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], messages
+    assert "caching latents: 100%" in messages[0] and "2/2" in messages[0]
+    dataset, family, said = cache()
+    assert said == "latents: 4 of 4 pictures have theirs on disk" and are_right(dataset, family)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

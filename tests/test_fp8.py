@@ -1,0 +1,118 @@
+"""--fp8_base: what is stored is small, what is computed is what the rounded weights give."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from library.training.fp8 import hold_in_fp8
+from tests import tiny
+from train_network import train
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(64, 32), (2, 9, 64)),
+    "linear without bias": (lambda: nn.Linear(64, 32, bias=False), (2, 9, 64)),
+    "convolution": (lambda: nn.Conv2d(16, 32, 3, stride=2, padding=1), (2, 16, 9, 8)),
+    "1x1 convolution": (lambda: nn.Conv2d(16, 32, 1), (2, 16, 9, 8)),
+}
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """To 4 significant bits: what a scaled e4m3 keeps of all but the very smallest weights."""
+    mantissa, exponent = torch.frexp(weight.double())
+    return torch.ldexp((mantissa * 16).round(), exponent - 4).to(weight.dtype)
+
+
+def held(layer: nn.Module) -> nn.Module:
+    model = nn.Sequential(copy.deepcopy(layer)).requires_grad_(False)
+    hold_in_fp8(model)
+    return model[0]
+
+
+def output_and_gradient(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=layer.weight.dtype == torch.bfloat16):
+        y = layer(x)
+    y.float().square().sum().backward()
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_held_layer_and_its_gradient_are_those_of_the_rounded_weight(kind, dtype):
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    layer = make().to(dtype).requires_grad_(False)
+    fp8 = held(layer)
+    magnitudes = layer.weight.abs() > layer.weight.abs().max() / 2**12  # below it fp8 has fewer bits left
+    assert torch.equal(fp8.weight[magnitudes], rounded(layer.weight)[magnitudes])
+    layer.weight.copy_(fp8.weight)
+    x = torch.randn(shape)
+    for ours, wanted in zip(output_and_gradient(fp8, x), output_and_gradient(layer, x), strict=True):
+        assert ours.dtype == wanted.dtype and torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.01, 1.0, 1000.0])
+def test_weights_of_any_size_keep_4_significant_bits(size):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64).requires_grad_(False)
+    layer.weight.normal_(std=size)
+    assert (held(layer).weight - layer.weight).norm() < 0.03 * layer.weight.norm()
+    layer.weight.zero_()
+    assert not held(layer).weight.any()
+
+
+def test_no_converted_weight_lives_until_the_backward_pass():
+    unet = copy.deepcopy(tiny.models()[0]).requires_grad_(False)
+    num_bytes = sum(p.numel() * p.element_size() for p in unet.parameters())
+    hold_in_fp8(unet)
+    assert sum(p.numel() * p.element_size() for p in unet.parameters()) < 0.27 * num_bytes
+    sizes = {p.numel() for p in unet.parameters() if p.dtype == torch.float8_e4m3fn and p.numel() > 10_000}
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        unet(torch.randn(1, 4, 8, 8), 3, torch.randn(1, 77, 32, requires_grad=True)).sample.sum()
+    weights = [x for x in kept if x.numel() in sizes and x.shape[0] != 1]
+    assert weights and {x.dtype for x in weights} == {torch.float8_e4m3fn}
+
+
+def rounded_file(source, target, prefixes):
+    """The checkpoint with the weights of Linear layers and convolutions of these parts as fp8 holds them."""
+    weights = load_file(source)
+    for name, value in weights.items():
+        if name.startswith(prefixes) and name.endswith(".weight") and value.ndim > 1 and "embedding" not in name:
+            layer = nn.Linear(1, 1)
+            layer.weight = nn.Parameter(value, requires_grad=False)
+            weights[name] = held(layer).weight
+    save_file(weights, target)
+    return target
+
+
+PARTS = {
+    "fp8_base": ("model.diffusion_model.", "cond_stage_model."),
+    "fp8_base_unet": ("model.diffusion_model.",),
+}
+
+
+@pytest.mark.parametrize("flag", PARTS)
+def test_training_is_that_of_a_checkpoint_with_rounded_weights(flag, tiny_file, pictures, tmp_path):
+    """Merging, checkpointing, previews and the text encoder's own network included."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 64 --h 64 --s 2 --d 1\n", encoding="utf-8")
+    common = dict(
+        max_train_epochs=None, max_train_steps=3, gradient_checkpointing=True, optimizer_type="SGD", learning_rate=1,
+        sample_prompts=prompts, before_after=True, network_args=["conv_dim=2"],
+    )  # fmt: skip
+    rounded_model = rounded_file(tiny_file, tmp_path / "rounded.safetensors", PARTS[flag])
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "fp8", **common, **{flag: True}))
+    train(tiny.arguments(rounded_model, pictures, tmp_path / "plain", **common))
+    ours, wanted = (load_file(tmp_path / name / "lora.safetensors") for name in ("fp8", "plain"))
+    moved = [name for name in wanted if "lora_up" in name and wanted[name].any()]
+    assert len({name.split("_")[1] for name in moved}) == 2
+    for name in moved:
+        assert (ours[name] - wanted[name]).norm() < 1e-3 * wanted[name].norm() + 1e-7, name
+    sheets = [np.asarray(Image.open(tmp_path / name / "before_after.png"), dtype=int) for name in ("fp8", "plain")]
+    assert abs(sheets[0] - sheets[1]).max() <= 1

@@ -1,0 +1,79 @@
+"""What test_processes.py runs in each of two processes: the loop on a toy of known gradients, then a whole run."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from library.dataset.dataset import TrainingDataset
+from library.families.base import Batch
+from library.options.cli import read_options
+from library.options.groups import TrainNetworkOptions
+from library.preflight import preflight
+from library.training.loop import run
+from library.training.precision import build_accelerator
+from library.training.saving import LoopState
+from train_network import train
+
+
+class ToyRecipe:
+    """A loss that only the batch decides; half of the model has a gradient for some pictures only."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.usual, self.rare = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def loss(self, batch: Batch) -> Tensor:
+        colour = batch.images.mean(dim=(2, 3))
+        output = self.usual(colour)
+        if any("number 0" in caption for caption in batch.captions):
+            output = output + self.rare(colour)
+        return (output - 1).square().mean()
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.usual.parameters(), *self.rare.parameters()]
+
+    def learning_rates(self) -> dict[str, float]:
+        return {}
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def training_mode(self) -> None: ...
+
+    def weights_updated(self) -> None: ...
+
+    def step_finished(self, state: LoopState) -> None: ...
+
+    def epoch_finished(self, state: LoopState) -> None: ...
+
+
+def toy_weights(arguments: list[str]) -> tuple[Tensor, Accelerator]:
+    """The toy's weights after a run of the real loop over the real dataset."""
+    options = read_options(TrainNetworkOptions, arguments)
+    checked = preflight(options)
+    plan, recipe, accelerator = checked.plan, ToyRecipe(), build_accelerator(options)
+    optimizer = torch.optim.SGD(recipe.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    dataset = TrainingDataset(checked.scanned, options, options.seed, plan.max_train_steps)
+    sampler = dataset.sampler(plan.accumulation, plan.num_processes)
+    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+    run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, LoopState(seed=options.seed))
+    return torch.cat([parameter.detach().flatten() for parameter in recipe.parameters()]), accelerator
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    weights, accelerator = toy_weights(given["toy"])
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    facts = {
+        "weights": accelerator.gather(weights[None]).tolist(),
+        "timeout": group.options._timeout.total_seconds(),
+    }
+    if accelerator.is_main_process:
+        Path(given["facts"]).write_text(json.dumps(facts), encoding="utf-8")
+    train(given["run"])
