@@ -14,11 +14,14 @@ from library.preflight import preflight, report
 logger = logging.getLogger(__name__)
 
 
-def train(argv: list[str] | None = None) -> None:
-    """Train as the options say; everything that can be wrong in them is found before torch is imported."""
+def train(argv: list[str] | None = None, family: str | None = None) -> None:
+    """Train as the options say; everything that can be wrong in them is found before torch is imported.
+
+    The model's family is what the checkpoint says, which has to be `family` where that is given.
+    """
     options = read_options(TrainNetworkOptions, argv)
     start_logging(options)
-    checked = preflight(options)
+    checked = preflight(options, family)
     report(options, checked)
     if options.debug_dataset:
         from library.recipes.debug_dataset import show_dataset  # numpy and OpenCV, but no torch

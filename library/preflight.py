@@ -11,14 +11,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
+from library.dataset.captions import possible_captions
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures, with_sizes, write_info_caches
 from library.dataset.validation import split_validation
-from library.errors import UserError
-from library.families import family_of_kind
+from library.errors import UserError, quoted_list
+from library.families import FAMILIES, family_of_kind
 from library.families.agreement import model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
-from library.options.derived import network_arguments, optimizer_name
+from library.options.derived import caches_text, network_arguments, optimizer_name
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
 from library.options.launch import launch_problems, launch_warnings
@@ -49,7 +50,7 @@ class Preflight:
     resume: Path | None  # the state folder to go on from
 
 
-def preflight(options: TrainNetworkOptions) -> Preflight:
+def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
     """Check all that was given; a UserError names every problem found."""
     problems = launch_problems()
 
@@ -61,7 +62,7 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
             return None
 
     checkpoint = attempt(inspect_checkpoint, options.pretrained_model_name_or_path)
-    family = attempt(family_of_kind, checkpoint) if checkpoint else None
+    family = attempt(family_of_kind, checkpoint, wanted_family) if checkpoint else None
     if options.vae:
         attempt(check_vae, options.vae)
     problems.extend(check_writable("output_dir", options.output_dir))
@@ -76,6 +77,9 @@ def preflight(options: TrainNetworkOptions) -> Preflight:
     scanned = attempt(scan_dataset, options)
     if scanned is not None:
         scanned = attempt(decode_all, scanned)
+    if scanned is not None:
+        problems += bucket_step_problems(family, scanned) if family else []
+        problems += text_cache_problems(options, scanned)
     split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
     if options.huggingface_repo_id and not problems and is_main_process():
         attempt(check_uploads, options)
@@ -142,6 +146,34 @@ def validation_notes(options: TrainNetworkOptions, checked: Preflight) -> list[s
     return [f"--{name} has no effect without --validation_split" for name in given]
 
 
+def bucket_step_problems(family: str, scanned: ScannedDataset) -> list[str]:
+    """A sentence for each dataset whose buckets are of sizes that this family cannot take."""
+    divisor = FAMILIES[family].bucket_step
+    return [
+        f"--bucket_reso_steps must be a multiple of {divisor} for this model, got {spec.bucket_reso_steps}"
+        + (f" in datasets[{number}]" if len(scanned.specs) > 1 else "")
+        for number, spec in enumerate(scanned.specs)
+        if spec.enable_bucket and spec.bucket_reso_steps % divisor
+    ]
+
+
+def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset) -> list[str]:
+    """Why text encoders' outputs cannot be kept, where that is asked for."""
+    if not caches_text(options):
+        return []
+    changing = {
+        str(scanned.subsets[record.subset].source)
+        for record in scanned.records
+        if possible_captions(record.caption, scanned.subsets[record.subset]) is None
+    }
+    if not changing:
+        return []
+    return [
+        "--cache_text_encoder_outputs does not go with captions that change (shuffle_caption, enable_wildcard, "
+        f"caption_tag_dropout_rate, token_warmup_step), as those of {quoted_list(sorted(changing))} do"
+    ]
+
+
 def check_vae(path_text: str) -> None:
     path = Path(path_text)
     if path.is_dir():
@@ -149,7 +181,7 @@ def check_vae(path_text: str) -> None:
             raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
         return
     info = inspect_checkpoint(path_text, "--vae")
-    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2", "sd2_inpainting"), "--vae")
+    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2", "sd2_inpainting", "sdxl"), "--vae")
 
 
 def check_network_module(name: str | None) -> list[str]:

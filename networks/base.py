@@ -5,7 +5,7 @@ Names in files come from the family (`AdapterTarget.name`), so `state_dict()` of
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
 
     def __init__(self, target: AdapterTarget, module_dropout: float | None):
         super().__init__()
-        self.part, self.block = target.part, target.block
+        self.part, self.block, self.other_name = target.part, target.block, target.other_name
         self.multiplier = 1.0
         self.module_dropout = module_dropout
         self._base = [target.layer]  # in a list, so that the frozen layer is not a child of the network
@@ -143,7 +143,7 @@ class AdapterNetwork(nn.Module):
             adapter.rescale(ratio)
         return LimitedNorms(norms * ratios, ratios != 1)
 
-    def param_groups(self, text_encoder_lr: float, unet_lr: float) -> list[dict]:
+    def param_groups(self, text_encoder_lr: float | Sequence[float], unet_lr: float) -> list[dict]:
         """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); a part with rate 0 is left out."""
         return param_groups(self.adapters(), text_encoder_lr, unet_lr, self.rules)
 
@@ -152,7 +152,8 @@ class AdapterNetwork(nn.Module):
 
     def load_weights(self, path: Path) -> None:
         """Take weights from a file; all its keys must belong here and fit, and all of ours must be in it."""
-        self.take_weights(read_weights(Path(path)), path)
+        names = {adapter.other_name: name for name, adapter in self.named_children()}
+        self.take_weights(under_our_names(read_weights(Path(path)), names), path)
 
     def take_weights(self, weights: dict[str, Tensor], path: Path) -> None:
         """The same with weights that were read from `path` before."""
@@ -172,6 +173,12 @@ class AdapterNetwork(nn.Module):
         for adapter in self.adapters():
             adapter.refresh()
         return result
+
+
+def under_our_names(weights: dict[str, Tensor], names: dict[str | None, str]) -> dict[str, Tensor]:
+    """The weights of a file whose layers may have the names of another program: `names` has ours by these."""
+    layers = ((*name.partition("."), value) for name, value in weights.items())
+    return {f"{names.get(layer, layer)}{dot}{rest}": value for layer, dot, rest, value in layers}
 
 
 def build_adapters(

@@ -104,7 +104,7 @@ def refusals_told(module: ModuleType) -> Iterator[None]:
 class ExternalLayer:
     """The parameters that the network has for one layer."""
 
-    part: str  # "te" or "unet"
+    part: str  # "unet", "te", "te1", "te2"
     weights: list[nn.Parameter]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -139,7 +139,7 @@ class ExternalNetwork(nn.Module):
         layers: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             layers.setdefault(name.partition(".")[0], []).append(parameter)
-        return [ExternalLayer("te" if is_of_text_encoder(name) else "unet", own) for name, own in layers.items()]
+        return [ExternalLayer(part_of(name), own) for name, own in layers.items()]
 
     def set_multiplier(self, multiplier: float) -> None:
         if not hasattr(self.network, "set_multiplier"):
@@ -160,8 +160,10 @@ class ExternalNetwork(nn.Module):
             self.network.on_epoch_start(self._models.text_encoder, self._models.unet)
         return self
 
-    def param_groups(self, text_encoder_lr: float, unet_lr: float) -> list[dict]:
+    def param_groups(self, text_encoder_lr: float | Sequence[float], unet_lr: float) -> list[dict]:
         """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); what has rate 0 is left out."""
+        if not isinstance(text_encoder_lr, float | int):
+            raise UserError("--text_encoder_lr: a network of another project takes one rate for all text encoders")
         if hasattr(self.network, "prepare_grad_etc"):
             self.network.prepare_grad_etc(self._models.text_encoder, self._models.unet)
         kept = [g for g in self._groups(text_encoder_lr, unet_lr) if g["params"] and g["lr"]]
@@ -177,7 +179,7 @@ class ExternalNetwork(nn.Module):
         answer = prepare(*rates)
         groups, names = answer if isinstance(answer, tuple) else (answer, None)
         groups = [group | {"params": list(group["params"])} for group in groups]
-        of_text_encoder = {id(p) for layer in self.adapters() if layer.part == "te" for p in layer.weights}
+        of_text_encoder = {id(p) for layer in self.adapters() if layer.part != "unet" for p in layer.weights}
         are_text = [all(id(p) in of_text_encoder for p in group["params"]) for group in groups]
         return [
             {"lr": text_encoder_lr if is_text else unet_lr} | group | {"name": name}
@@ -239,8 +241,9 @@ class ExternalNetwork(nn.Module):
         return [name for name in own if name not in state_dict], [name for name in state_dict if name not in own]
 
 
-def is_of_text_encoder(name: str) -> bool:
-    return name.startswith("lora_te")
+def part_of(name: str) -> str:
+    """The part of the model that a layer is in, by its name in the file: "unet", "te", "te1", "te2"."""
+    return name.removeprefix("lora_").partition("_")[0]
 
 
 def layer_names(models: KohyaModels) -> set[str]:

@@ -17,7 +17,7 @@ from library.families.blocks import BlockLayout
 from library.network_files import read_weights
 from networks import blocks
 from networks.arguments import read_arguments
-from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise
+from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
 from networks.param_groups import LearningRateRules
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,8 @@ def create_network_from_weights(
         logger.warning("network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(unused), path)
     layout = layout_of(targets)
     blocks.check_layout({name: value for name, value in given.items() if name not in unused}, layout)
-    ranks, weights = completed(read_weights(path))
+    names = {target.other_name: target.name for target in targets}
+    ranks, weights = completed(under_our_names(read_weights(path), names))
     dropouts = dropouts_of(given, neuron_dropout)
 
     def make(target: AdapterTarget) -> LoraAdapter | None:

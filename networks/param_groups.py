@@ -29,17 +29,34 @@ class LearningRateRules:
 
 
 def param_groups(
-    adapters: Sequence[Trained], text_encoder_lr: float, unet_lr: float, rules: LearningRateRules
+    adapters: Sequence[Trained], text_encoder_lr: float | Sequence[float], unet_lr: float, rules: LearningRateRules
 ) -> list[dict]:
-    """Optimizer groups with `params`, `lr` and `name`; what has rate 0 is left out."""
-    text = [adapter for adapter in adapters if adapter.part in TEXT_ENCODERS]
+    """Optimizer groups with `params`, `lr` and `name`; what has rate 0 is left out.
+
+    The rate of the text encoders is one for all of them, or one for each.
+    """
     unet = [adapter for adapter in adapters if adapter.part == "unet"]
-    groups = list(with_plus("textencoder", text, text_encoder_lr, rules.loraplus_ratios.get("textencoder")))
+    groups = []
+    for name, members, lr in by_text_encoder(adapters, text_encoder_lr):
+        groups += with_plus(name, members, lr, rules.loraplus_ratios.get("textencoder"))
     for block, members in by_block(unet, rules).items():
         name = "unet" if block is None else f"unet_block{block}"
         weight = 1.0 if block is None else rules.block_weights[block]
         groups += with_plus(name, members, unet_lr * weight, rules.loraplus_ratios.get("unet"))
     return groups
+
+
+def by_text_encoder(
+    adapters: Sequence[Trained], lr: float | Sequence[float]
+) -> Iterator[tuple[str, list[Trained], float]]:
+    """Name, adapters and rate of what is trained of the text encoders: all in one, or each with its own rate."""
+    parts = [part for part in TEXT_ENCODERS if any(adapter.part == part for adapter in adapters)]
+    if isinstance(lr, float | int) or len(parts) == 1:
+        rate = lr if isinstance(lr, float | int) else lr[0]
+        yield "textencoder", [adapter for adapter in adapters if adapter.part in parts], rate
+        return
+    for number, (part, rate) in enumerate(zip(parts, lr, strict=False), start=1):
+        yield f"textencoder {number}", [adapter for adapter in adapters if adapter.part == part], rate
 
 
 def by_block(adapters: Sequence[Trained], rules: LearningRateRules) -> dict[int | None, list[Trained]]:

@@ -56,6 +56,14 @@ def tiny_sd2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_file(tmp_path_factory.mktemp("tiny") / "tiny sd2.safetensors", kind="sd2")
 
 
+@pytest.fixture(scope="session")
+def tiny_sdxl_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL model at toy size as a single file."""
+    from tests import tiny
+
+    return tiny.write_file(tmp_path_factory.mktemp("tiny") / "tiny sdxl.safetensors", kind="sdxl")
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A dataset folder with four pictures of two shapes in `2_cat`, captioned in .txt files."""

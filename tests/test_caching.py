@@ -21,6 +21,7 @@ from library.dataset.cache import read_latents
 from library.dataset.dataset import TrainingDataset
 from library.dataset.scan import scan_dataset
 from library.families.sd import Sd
+from library.families.vae import Vae
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import cache_latents
 from tests import tiny
@@ -78,7 +79,7 @@ def cache(model, pictures, caplog):
 def are_right(dataset: TrainingDataset, family: Sd) -> bool:
     """Whether all latents are samples of what this VAE makes of these pictures as they are now."""
     for index, path in dataset.latents_paths.items():
-        mean, deviation = family.latent_distribution(dataset.image(index)[None])
+        mean, deviation = family.vae.distribution(dataset.image(index)[None])
         distance = (torch.from_numpy(read_latents(path).latents) - mean[0]).abs() / deviation[0]
         if distance.max() > 6:
             return False
@@ -238,16 +239,16 @@ def test_trusted_files_are_not_read(cache, pictures):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(cache, pictures, monkeypatch):
-    encode, calls = Sd.encode_images, []
+    encode, calls = Vae.encode, []
 
-    def stopped(family: Sd, images: Tensor) -> Tensor:
+    def stopped(vae: Vae, images: Tensor) -> Tensor:
         calls.append(images)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encode(family, images)
+        return encode(vae, images)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Sd, "encode_images", stopped)
+        patch.setattr(Vae, "encode", stopped)
         cache()
     assert len(files(pictures)) == 2
     dataset, family, said = cache()

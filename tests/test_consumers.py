@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from library.families.sd import Sd
+from library.families import family_class, family_of_kind
+from library.families.base import ModelFamily
+from library.families.detect import inspect_checkpoint
 from library.options.groups import TrainNetworkOptions
 from library.recipes.network_building import build_network
 from library.training.prompts import SamplePrompt
@@ -19,21 +21,22 @@ from train_network import train
 
 PROMPT = SamplePrompt("a cat, number 1", negative_prompt="dog", width=64, height=64, sample_steps=4, scale=5.0, seed=3)
 TOLERANCE = 3  # of 255, for the largest difference of a pixel
-FLAGS = {"sd1": {}, "sd2": {"v2": True, "v_parameterization": True}}  # by kind of checkpoint
+FLAGS = {"sd1": {}, "sd2": {"v2": True, "v_parameterization": True}, "sdxl": {}}  # by kind of checkpoint
 
 
 @pytest.fixture(params=FLAGS)
-def model(request, tiny_file, tiny_sd2_file) -> tuple[str, Path]:
+def model(request, tiny_file, tiny_sd2_file, tiny_sdxl_file) -> tuple[str, Path]:
     """A toy model's kind and file."""
-    return request.param, {"sd1": tiny_file, "sd2": tiny_sd2_file}[request.param]
+    return request.param, {"sd1": tiny_file, "sd2": tiny_sd2_file, "sdxl": tiny_sdxl_file}[request.param]
 
 
-def loaded(kind: str, path: Path, **more: object) -> Sd:
+def loaded(kind: str, path: Path, **more: object) -> ModelFamily:
     options = TrainNetworkOptions(pretrained_model_name_or_path=str(path), **FLAGS[kind], **more)
-    return Sd(options, torch.device("cpu"), torch.float32)
+    family = family_class(family_of_kind(inspect_checkpoint(str(path))))
+    return family(options, torch.device("cpu"), torch.float32)
 
 
-def trained(tmp_path: Path, model: tuple[str, Path], pictures: Path, **more: object) -> tuple[Sd, Path]:
+def trained(tmp_path: Path, model: tuple[str, Path], pictures: Path, **more: object) -> tuple[ModelFamily, Path]:
     """The family as it is in training, with the trained network on it, and the network's file."""
     kind, checkpoint = model
     arguments = dict(learning_rate=0.02, network_args=["conv_dim=4", "conv_alpha=2"], network_alpha=2) | more
@@ -44,14 +47,16 @@ def trained(tmp_path: Path, model: tuple[str, Path], pictures: Path, **more: obj
     return family, path
 
 
-def diffusers_pipeline(family: Sd, kind: str) -> StableDiffusionPipeline:
-    unet, vae, (text_encoder,) = tiny.models(kind)
+def diffusers_pipeline(family: ModelFamily, kind: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     prediction_type = "v_prediction" if family.v_prediction else "epsilon"
     scheduler = DDIMScheduler(**SCHEDULE, **SAMPLERS["ddim"][1], prediction_type=prediction_type)
-    pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=family.tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    unet, vae, text_encoders = tiny.models(kind)
+    if kind == "sdxl":
+        pipeline = StableDiffusionXLPipeline(vae, *text_encoders, *family.tokenizers, unet, scheduler)
+    else:
+        pipeline = StableDiffusionPipeline(
+            vae, *text_encoders, family.tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

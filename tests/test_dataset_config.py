@@ -125,7 +125,6 @@ MISTAKES = {
     "no resolution": ("resolution = 128", "", r"datasets\[0\]: there is no resolution"),
     "out of range": ("resolution = 128", "resolution = 32", r"datasets\[0\]: resolution 32 must lie between .* 64"),
     "interpolation": ("keep_tokens = 1", 'resize_interpolation = "lancos"', r"interpolation must be one of lanczos"),
-    "step": ("keep_tokens = 1", "bucket_reso_steps = 40", r"datasets\[0\]: bucket_reso_steps must be a multiple of 64"),
     "mixture": (
         "is_reg = true", 'metadata_file = "x.json"',
         r"datasets\[0\]: 1 of 2 subsets have a metadata_file; the others need a \[\[datasets\]\] of their own",

@@ -16,6 +16,8 @@ from library.options.honoured import NOT_HONOURED, REFUSED
 ROOT = Path(__file__).parent.parent
 KOHYA = json.loads((ROOT / "tests/data/kohya_train_network_flags.json").read_text(encoding="utf-8"))
 OURS = {"before_after", "strict_config"}
+# kohya's too, of sdxl_train_network.py; here one script trains what the checkpoint is
+SDXL = {"cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "disable_mmap_load_safetensors"}
 FLAGS = flags_of(TrainNetworkOptions)
 GROUPS = [group for group in TrainNetworkOptions.__mro__ if issubclass(group, OptionGroup) and group is not OptionGroup]
 
@@ -27,7 +29,8 @@ def kohya_type(flag):
 
 
 def test_flags_are_kohyas_and_two_of_ours():
-    assert set(FLAGS) == {entry["dest"] for entry in KOHYA} | OURS
+    assert set(FLAGS) == {entry["dest"] for entry in KOHYA} | OURS | SDXL
+    assert all((FLAGS[name].kind, FLAGS[name].default) == ("bool", False) for name in SDXL)
 
 
 @pytest.mark.parametrize("entry", KOHYA, ids=lambda entry: entry["dest"])

@@ -54,9 +54,9 @@ SD1 = {
     "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": (4, 4),
     "first_stage_model.decoder.conv_in.weight": (4, 4, 3, 3),
 }
-SDXL = {
+REFINER = {
     "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
-    "conditioner.embedders.1.model.token_embedding.weight": (4, 4),
+    "conditioner.embedders.0.model.token_embedding.weight": (4, 4),
 }
 
 
@@ -88,8 +88,8 @@ def cut_picture(project: Path) -> None:
         path.write_bytes(path.read_bytes()[:60])
 
 
-def make_sdxl(project: Path) -> None:
-    write_checkpoint(project / "model.safetensors", SDXL)
+def make_refiner(project: Path) -> None:
+    write_checkpoint(project / "model.safetensors", REFINER)
 
 
 def cut_model(project: Path) -> None:
@@ -113,7 +113,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "no config": (None, ["--config_file", "other.toml"], r"other\.toml"),
     "no model": (None, ["--pretrained_model_name_or_path", "sd/none.ckpt"], r"none\.ckpt.*does not exist"),
     "hub name": (None, ["--pretrained_model_name_or_path", "runwayml/stable-diffusion-v1-5"], r"nothing is downloaded"),
-    "sdxl": (make_sdxl, [], r"model\.safetensors is a Stable Diffusion XL base model"),
+    "refiner": (make_refiner, [], r"a Stable Diffusion XL refiner; this version trains a Stable Diffusion 1\.x"),
+    "bucket steps": (None, ["--enable_bucket", "--bucket_reso_steps", "32"], r"--bucket_reso_steps .* multiple of 64"),
     "cut model": (cut_model, [], r"model\.safetensors is cut off"),
     "text as model": (lambda p: (p / "model.safetensors").write_text("hello"), [], r"not a safetensors file"),
     "missing folder": (None, ["--train_data_dir", "nowhere"], r"no folder nowhere"),
@@ -153,7 +154,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, project):
 
 def test_all_mistakes_are_told_at_once(project):
     cut_picture(project)
-    make_sdxl(project)
+    make_refiner(project)
     result = run("--config_file", "lora.toml", "--vae", "none.safetensors", "--train_batch_size", "0", cwd=project)
     assert result.returncode == 2
     assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) >= 2, result.stderr

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from library.families.sd import sd_adapter_targets
+from library.families.sdxl import sdxl_adapter_targets
 from networks import lora
 
 KEYS = Path(__file__).parent / "data" / "keys"
@@ -46,6 +47,34 @@ def full_size(unet: dict, text_encoder: dict) -> tuple[CLIPTextModel, UNet2DCond
 def test_lora_keys_equal_kohyas_in_order(name):
     model, arguments = GOLDEN[name]
     targets = list(sd_adapter_targets(*full_size(*model), conv=lora.wants_convolutions(arguments)))
+    with torch.device("meta"):
+        network = lora.create_network(targets, 4, 1, **arguments)
+    written = [(key, list(value.shape)) for key, value in network.state_dict().items()]
+    assert written == list(golden(name).items())
+
+
+def full_size_sdxl() -> tuple[list[CLIPTextModel], UNet2DConditionModel]:
+    big = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        texts = [CLIPTextModel(CLIPTextConfig(**SD1[1])), CLIPTextModelWithProjection(CLIPTextConfig(**big))]
+    return texts, unet
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("sdxl_default", {}), ("sdxl_conv", {"conv_dim": "4"})])
+def test_sdxl_lora_keys_equal_kohyas_in_order(name, arguments):
+    targets = list(sdxl_adapter_targets(*full_size_sdxl(), conv=lora.wants_convolutions(arguments)))
     with torch.device("meta"):
         network = lora.create_network(targets, 4, 1, **arguments)
     written = [(key, list(value.shape)) for key, value in network.state_dict().items()]

@@ -52,7 +52,7 @@ def cached(tiny_file, pictures):
 
 def test_the_captions_used_last_are_remembered_in_every_tensor(monkeypatch):
     monkeypatch.setattr(text_memory, "MAX_CAPTIONS", 2)
-    memory = TextMemory(encoding_counted(read := []), CPU, torch.bfloat16)
+    memory = TextMemory(encoding_counted(read := []), (), CPU, torch.bfloat16)
     for caption in ("a", "bb", "a", "ccc"):  # the last one takes the place of "bb"
         memory.conds([caption])
     found = memory.conds(["a", "ccc"])
@@ -66,7 +66,7 @@ def test_all_captions_are_read_where_they_fit(max_device_bytes, max_host_bytes, 
     monkeypatch.setattr(text_memory, "MAX_DEVICE_BYTES", max_device_bytes)
     monkeypatch.setattr(text_memory, "MAX_HOST_BYTES", max_host_bytes)
     monkeypatch.setattr(text_memory, "MAX_CAPTIONS", 1)
-    memory = TextMemory(encoding_counted(read := []), CPU, torch.float32)
+    memory = TextMemory(encoding_counted(read := []), (), CPU, torch.float32)
     assert memory.fill(["a", "bb"], lambda: None) == memory.is_complete == fits
     read.clear()
     assert memory.conds(["bb", "a", "bb"])["hidden"][:, 0, 0].tolist() == [2, 1, 2]

@@ -17,7 +17,7 @@ from library.dataset.validation import split_records, split_validation
 from library.errors import UserError
 from library.families.sd import Sd
 from library.options.groups import TrainNetworkOptions
-from library.training.denoising import Ddpm, denoising_loss
+from library.training.denoising import Ddpm, denoising_loss, scaled_latents
 from library.training.validation import validation_timesteps
 from networks.lora import create_network
 from tests import tiny
@@ -160,7 +160,7 @@ def test_a_preserved_row_learns_what_the_model_without_the_network_predicts(tiny
 
     torch.manual_seed(4)
     noise = torch.randn_like(batch().latents)
-    noisy = objective.add_noise(family.latents(batch()), noise, timesteps)
+    noisy = objective.add_noise(scaled_latents(family, batch()), noise, timesteps)
     conds = family.conds(batch())
     with torch.no_grad():
         trained = family.predict(noisy, timesteps, conds, batch())

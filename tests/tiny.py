@@ -37,9 +37,11 @@ class Toy:
     attends_first: bool  # the first of the two blocks, or the second
     text_encoders: tuple[ToyText, ...]
     unet: dict = field(default_factory=dict)
+    latent_scale: float = 0.18215
 
 
 SIZES = dict(
+    use_linear_projection=True,
     addition_embed_type="text_time",
     addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=64 + 6 * 256,
@@ -51,9 +53,7 @@ TOYS = {  # by kind of checkpoint
     "sd2": Toy(
         "StableDiffusionPipeline", (64, 128), (1, 2), True, (ToyText(64, "gelu", 0),), dict(use_linear_projection=True)
     ),
-    "sdxl": Toy(
-        "StableDiffusionXLPipeline", (64, 128), (1, 2), False, SDXL_TEXTS, dict(use_linear_projection=True) | SIZES
-    ),
+    "sdxl": Toy("StableDiffusionXLPipeline", (64, 128), (1, 2), False, SDXL_TEXTS, SIZES, 0.13025),
 }
 
 
@@ -90,6 +90,7 @@ def _built(kind: str) -> Models:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         norm_num_groups=32,
+        scaling_factor=toy.latent_scale,
     )
     text_encoders = tuple(_text_encoder(text).eval() for text in toy.text_encoders)
     return Models(unet.eval(), vae.eval(), text_encoders)

@@ -45,7 +45,7 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
         for index, (place, subset_places) in enumerate(_places(document)):
             specs.append(_spec(place, options))
             subsets += [_subset(p, options, index) for p in subset_places]
-            problems += _spec_problems(specs[-1], place, options)
+            problems += _spec_problems(specs[-1], place)
         problems += _subset_problems(specs, subsets, options)
     if problems:
         raise UserError(*(f"{path}: {problem}" for problem in problems))
@@ -106,11 +106,8 @@ def _spec(place: Place, options: Any) -> DatasetSpec:
     )
 
 
-def _spec_problems(spec: DatasetSpec, place: Place, options: Any) -> list[str]:
-    problems, step = spec.problems(), spec.bucket_reso_steps
-    if spec.enable_bucket and step % options.bucket_step_divisor:
-        problems.append(f"bucket_reso_steps must be a multiple of {options.bucket_step_divisor}, got {step}")
-    return [f"{place.name}: {problem}" for problem in problems]
+def _spec_problems(spec: DatasetSpec, place: Place) -> list[str]:
+    return [f"{place.name}: {problem}" for problem in spec.problems()]
 
 
 def _subset(place: Place, options: Any, dataset: int) -> SubsetOptions:

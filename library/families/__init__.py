@@ -13,20 +13,27 @@ class FamilyRow:
 
     path: str  # "module:Class", imported only when chosen
     kinds: tuple[str, ...]  # keys of library.families.detect.KINDS
+    bucket_step: int  # pixels; what the sides of buckets must be divisible by
 
 
-FAMILIES = {"sd": FamilyRow("library.families.sd:Sd", ("sd1", "sd2"))}
+FAMILIES = {
+    "sd": FamilyRow("library.families.sd:Sd", ("sd1", "sd2"), 64),
+    "sdxl": FamilyRow("library.families.sdxl:Sdxl", ("sdxl",), 32),
+}
 
 
-def family_of_kind(checkpoint: CheckpointInfo) -> str:
-    """The name of the family that trains this checkpoint; UserError where there is none."""
-    for name, row in FAMILIES.items():
+def family_of_kind(checkpoint: CheckpointInfo, wanted: str | None = None) -> str:
+    """The name of the family that trains this checkpoint; UserError where there is none, or another is wanted."""
+    rows = {name: row for name, row in FAMILIES.items() if wanted in (None, name)}
+    for name, row in rows.items():
         if checkpoint.kind in row.kinds:
             return name
-    trained = " or a ".join(KINDS[kind] for row in FAMILIES.values() for kind in row.kinds)
+    trained = " or a ".join(KINDS[kind] for row in rows.values() for kind in row.kinds)
+    who = "this version" if wanted is None else "this script"
+    others = any(checkpoint.kind in row.kinds for row in FAMILIES.values())
     raise UserError(
-        f"--pretrained_model_name_or_path: {checkpoint.path} is a {checkpoint.description}; "
-        f"this version trains a {trained}"
+        f"--pretrained_model_name_or_path: {checkpoint.path} is a {checkpoint.description}; {who} trains a {trained}"
+        + ("; use train_network.py" if others else "")
     )
 
 

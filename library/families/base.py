@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from library.families.blocks import BlockLayout
+from library.families.vae import Vae
 
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
 Checkpoint = Callable[..., Any]  # runs a module on arguments so that its backward pass computes it again
@@ -67,6 +68,7 @@ class AdapterTarget:
     part: str  # "unet", "te", "te1", "te2": what has its own learning rate
     block: int | None = None  # its block among those of `layout`, numbered as kohya does; None outside of all blocks
     layout: BlockLayout | None = None  # the blocks of the model; None where it has no numbered ones
+    other_name: str | None = None  # its prefix in files of other programs
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,10 @@ class ModelFamily(Protocol):
     device: torch.device
     dtype: torch.dtype  # of the frozen weights
     unet: nn.Module
-    text_encoders: list[nn.Module]
+    text_encoders: Sequence[nn.Module]
+    vae: Vae
     v_prediction: bool
     trains_text_encoder: bool
-
-    def latents(self, batch: Batch) -> Tensor: ...  # [B, C, h, w], scaled as the U-Net sees them
 
     def conds(self, batch: Batch) -> Conds: ...
 
@@ -106,15 +107,9 @@ class ModelFamily(Protocol):
 
     def kohya_models(self) -> KohyaModels: ...
 
-    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None: ...
-
-    def encode_images(self, images: Tensor) -> Tensor: ...  # [B, 3, H, W] in [-1, 1] -> [B, C, h, w], not scaled
-
-    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]: ...  # mean, deviation of encode_images
-
-    def decode_latents(self, latents: Tensor) -> Tensor: ...  # scaled -> [B, 3, H, W] around [-1, 1]
-
-    def release_vae(self) -> None: ...  # off the device, until it is used again
+    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None:
+        """Recompute activations in the backward pass, those of the U-Net's blocks in the way given."""
+        ...
 
     def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds: ...  # of both, for guidance
 

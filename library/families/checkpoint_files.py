@@ -5,7 +5,9 @@ random first and nothing is read that is not used. Names are mapped from diffuse
 the model is accounted for.
 """
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,10 +43,35 @@ class SafetensorsReader(Mapping[str, Tensor]):
         return tuple(self._file.get_slice(name).get_shape())
 
 
-def open_checkpoint(path: Path) -> Mapping[str, Tensor]:
+class UnmappedReader(SafetensorsReader):
+    """The same, with each tensor read from the file into memory of its own."""
+
+    DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+    DTYPES |= {"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._bytes = open(path, "rb")  # noqa: SIM115  as long as the reader lives
+        header_size = int.from_bytes(self._bytes.read(8), "little")
+        self._header = json.loads(self._bytes.read(header_size))
+        self._data_start = 8 + header_size
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._header[name]
+        first, last = entry["data_offsets"]
+        self._bytes.seek(self._data_start + first)
+        data = bytearray(self._bytes.read(last - first))
+        dtype = self.DTYPES[entry["dtype"]]
+        if not data:
+            return torch.empty(entry["shape"], dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).view(entry["shape"])
+
+
+def open_checkpoint(path: Path, mapped: bool = True) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint file by name; pickles are loaded weights-only, so none of their code runs."""
     if path.suffix.lower() == ".safetensors":
-        return SafetensorsReader(path)
+        return SafetensorsReader(path) if mapped else UnmappedReader(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -62,10 +89,18 @@ def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return weights.shape(name) if isinstance(weights, SafetensorsReader) else tuple(weights[name].shape)
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where the weights of a model go as they are read, and in which number format."""
+
+    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  immutable
+
+
 def fill(
-    model: nn.Module, weights: Mapping[str, Tensor], name_in_file: Callable[[str], str], dtype: torch.dtype, what: str
+    model: nn.Module, weights: Mapping[str, Tensor], name_in_file: Callable[[str], str], target: Target, what: str
 ) -> None:
-    """Give a model on the meta device its weights from a file, in `dtype`; every one must be there and fit."""
+    """Give a model on the meta device its weights from a file; every one must be there and fit."""
     filled, missing, misshapen = {}, [], []
     for name, empty in model.state_dict().items():
         source = name_in_file(name)
@@ -76,7 +111,7 @@ def fill(
         if value.numel() != empty.numel():
             misshapen.append(f"{source} {tuple(value.shape)} instead of {tuple(empty.shape)}")
             continue
-        filled[name] = value.reshape(empty.shape).to(dtype)
+        filled[name] = value.reshape(empty.shape).to(target.device, target.dtype)
     if missing:
         raise UserError(f"the checkpoint has no {what}: {len(missing)} weights are missing, e.g. {missing[0]}")
     if misshapen:

@@ -13,12 +13,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from library.errors import UserError
-from library.families.checkpoint_files import open_checkpoint
+from library.families.checkpoint_files import Target, open_checkpoint
 from library.families.detect import CheckpointInfo
 from library.families.ldm_clip import SDXL_CLIP_PREFIX, clip_in_file, load_clip
 from library.families.ldm_open_clip import SDXL_OPEN_CLIP, load_open_clip, open_clip_in_file
 from library.families.ldm_unet import eight_heads, heads_of_64, load_unet, unet_in_file
 from library.families.ldm_vae import load_vae, vae_in_file
+from library.options.groups import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class TextEncoderPart:
 
     folder: str
     model_class: type
-    load: Callable[[Mapping[str, Tensor], torch.dtype], nn.Module]
+    load: Callable[[Mapping[str, Tensor], Target], nn.Module]
     in_file: Callable[[nn.Module], dict[str, Tensor]]
 
 
@@ -37,7 +38,6 @@ class LdmLayout:
 
     num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]  # of the U-Net's blocks, by their widths
     text_encoders: tuple[TextEncoderPart, ...]
-    latent_scale: float
 
 
 SD1_TEXT = TextEncoderPart("text_encoder", CLIPTextModel, load_clip, clip_in_file)
@@ -55,9 +55,9 @@ SDXL_TEXT_2 = TextEncoderPart(
     partial(open_clip_in_file, file=SDXL_OPEN_CLIP),
 )
 LAYOUTS = {  # by kind of checkpoint
-    "sd1": LdmLayout(eight_heads, (SD1_TEXT,), 0.18215),
-    "sd2": LdmLayout(heads_of_64, (SD2_TEXT,), 0.18215),
-    "sdxl": LdmLayout(heads_of_64, (SDXL_TEXT_1, SDXL_TEXT_2), 0.13025),
+    "sd1": LdmLayout(eight_heads, (SD1_TEXT,)),
+    "sd2": LdmLayout(heads_of_64, (SD2_TEXT,)),
+    "sdxl": LdmLayout(heads_of_64, (SDXL_TEXT_1, SDXL_TEXT_2)),
 }
 
 
@@ -69,36 +69,41 @@ class Models(NamedTuple):
     text_encoders: tuple[nn.Module, ...]
 
 
-def load_models(
-    checkpoint: CheckpointInfo, separate_vae: str | None, dtype: torch.dtype, vae_dtype: torch.dtype
-) -> Models:
-    """All parts from a single file or a diffusers folder, the VAE from its own path where given."""
+def load_models(checkpoint: CheckpointInfo, options: ModelOptions, target: Target) -> Models:
+    """All parts from a single file or a diffusers folder, the VAE from its own path where given.
+
+    The VAE stays on the CPU until it is used.
+    """
     layout = LAYOUTS[checkpoint.kind]
+    vae_target = Target(torch.float32 if options.no_half_vae else target.dtype)
     if checkpoint.is_folder:
         text_encoders = [
-            load_part(part.model_class, checkpoint.path / part.folder, dtype) for part in layout.text_encoders
+            load_part(part.model_class, checkpoint.path / part.folder, target) for part in layout.text_encoders
         ]
-        unet = load_part(UNet2DConditionModel, checkpoint.path / "unet", dtype)
-        vae = None if separate_vae else load_part(AutoencoderKL, checkpoint.path / "vae", vae_dtype)
+        unet = load_part(UNet2DConditionModel, checkpoint.path / "unet", target)
+        vae = None if options.vae else load_part(AutoencoderKL, checkpoint.path / "vae", vae_target)
     else:
-        weights = open_checkpoint(checkpoint.path)
-        text_encoders = [part.load(weights, dtype) for part in layout.text_encoders]
-        unet = load_unet(weights, dtype, layout.num_heads)
-        vae = None if separate_vae else load_vae(weights, vae_dtype)
-    return Models(unet, vae or load_separate_vae(Path(separate_vae), vae_dtype), tuple(text_encoders))
+        weights = open_checkpoint(checkpoint.path, mapped=not options.disable_mmap_load_safetensors)
+        text_encoders = [part.load(weights, target) for part in layout.text_encoders]
+        unet = load_unet(weights, target, layout.num_heads)
+        vae = None if options.vae else load_vae(weights, vae_target)
+    models = Models(unet, vae or load_separate_vae(Path(options.vae), vae_target), tuple(text_encoders))
+    for model in (models.unet, models.vae, *models.text_encoders):
+        model.requires_grad_(False).eval()
+    return models
 
 
-def load_separate_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
+def load_separate_vae(path: Path, target: Target) -> AutoencoderKL:
     """A VAE from its own file, from a whole checkpoint, or from a diffusers folder (of a VAE or of a model)."""
     if not path.is_dir():
-        return load_vae(open_checkpoint(path), dtype)
+        return load_vae(open_checkpoint(path), target)
     folder = path if (path / "config.json").is_file() else path / "vae"
     if not (folder / "config.json").is_file():
         raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
-    return load_part(AutoencoderKL, folder, dtype)
+    return load_part(AutoencoderKL, folder, target)
 
 
-def load_part(model_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+def load_part(model_class: type, folder: Path, target: Target) -> nn.Module:
     """A component of a diffusers folder, from its fp16 variant where the folder has only that one."""
     if not folder.is_dir():
         raise UserError(f"the model folder {folder.parent} has no {folder.name}")
@@ -106,7 +111,8 @@ def load_part(model_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     variants = [name for name in names if ".fp16." in name]
     variant = "fp16" if variants and len(variants) == len(names) else None
     transformers_logging.disable_progress_bar()
-    return model_class.from_pretrained(folder, torch_dtype=dtype, variant=variant, local_files_only=True)
+    model = model_class.from_pretrained(folder, torch_dtype=target.dtype, variant=variant, local_files_only=True)
+    return model.to(target.device)
 
 
 def ldm_state_dict(models: Models, kind: str = "sd1") -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from library.families.prompt_weights import parse_weights
 
@@ -88,14 +88,37 @@ def encode(text_encoder: CLIPTextModel, ids: Tensor, clip_skip: int | None) -> T
 
     clip_skip k takes the k-th hidden state from the end through the final layer norm; None and 1 are the last layer.
     """
-    batch_size, num_chunks, _ = ids.shape
     output = text_encoder(ids.flatten(0, 1), output_hidden_states=clip_skip is not None)
     if clip_skip is None:
         hidden = output.last_hidden_state
     else:
         hidden = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(output.hidden_states[-clip_skip])
+    return chunks_joined(hidden, *ids.shape[:2])
+
+
+def encode_penultimate(
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection, ids: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states [B, 75 n + 2, D] of ids [B, n, 77] before the last layer, as they are, as SDXL takes them.
+
+    An encoder with a projection also gives the projected state at the end of the first chunk's text, [B, P].
+    """
+    output = text_encoder(ids.flatten(0, 1), output_hidden_states=True)
+    hidden = chunks_joined(output.hidden_states[-2], *ids.shape[:2])
+    projected = getattr(output, "text_embeds", None)
+    return hidden, None if projected is None else projected.unflatten(0, ids.shape[:2])[:, 0]
+
+
+def chunks_joined(hidden: Tensor, batch_size: int, num_chunks: int) -> Tensor:
+    """[B, 75 n + 2, D] of hidden states [B n, 77, D]: one beginning, the contents, one end."""
     hidden = hidden.unflatten(0, (batch_size, num_chunks))  # [B, n, 77, D]
     return torch.cat([hidden[:, 0, :1], hidden[:, :, 1:-1].flatten(1, 2), hidden[:, -1, -1:]], dim=1)
+
+
+def chunks_needed(tokenizer: CLIPTokenizer, texts: list[str]) -> int:
+    """Passes of 75 tokens that the longest of some texts with weights needs, at most 3."""
+    num_tokens = max(len(weighted_tokens(tokenizer, text)) for text in texts)
+    return min(3, max(1, -(-num_tokens // CHUNK)))
 
 
 def weighed_keeping_mean(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 
-def view_of(model: nn.Module, path_in_view: Callable[[str], str], class_names: Mapping[str, str]) -> nn.Module:
+def view_of(model: nn.Module, path_in_view: Callable[[str], str | None], class_names: Mapping[str, str]) -> nn.Module:
     """The model as a tree of other paths and class names; its layers are the model's own, nothing is copied.
+
+    A module whose path has none in the view is left out, though not what is inside of it.
 
     What has modules inside is there as a shallow copy: parameters, buffers and hooks are those of the model, and only a
     `forward` put on it has no effect on the model. On a layer, which has none inside, it has.
     """
     view = _renamed(model, class_names)
     for path, module in model.named_modules():
-        if not path:
+        other_path = path_in_view(path) if path else None
+        if other_path is None:
             continue
-        *parents, name = path_in_view(path).split(".")
+        *parents, name = other_path.split(".")
         parent = view
         for level in parents:
             parent = parent._modules.setdefault(level, nn.Module())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.families.checkpoint_files import fill, shape_of
+from library.families.checkpoint_files import Target, fill, shape_of
 
 CLIP_PREFIX = "cond_stage_model.transformer."  # of SD 1.x
 SDXL_CLIP_PREFIX = "conditioner.embedders.0.transformer."
@@ -39,11 +39,11 @@ def clip_config(weights: Mapping[str, Tensor], prefix: str) -> CLIPTextConfig:
     )
 
 
-def load_clip(weights: Mapping[str, Tensor], dtype: torch.dtype, prefix: str = CLIP_PREFIX) -> CLIPTextModel:
+def load_clip(weights: Mapping[str, Tensor], target: Target, prefix: str = CLIP_PREFIX) -> CLIPTextModel:
     prefix = with_text_model(weights, prefix)
     with torch.device("meta"):
         text_encoder = CLIPTextModel(clip_config(weights, prefix))
-    fill(text_encoder, weights, lambda name: prefix + name.removeprefix("text_model."), dtype, "CLIP text encoder")
+    fill(text_encoder, weights, lambda name: prefix + name.removeprefix("text_model."), target, "CLIP text encoder")
     restore_position_ids(text_encoder)
     return text_encoder
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from library.families.checkpoint_files import fill, shape_of
+from library.families.checkpoint_files import Target, fill, shape_of
 from library.families.ldm_clip import restore_position_ids
 
 MAX_LOGIT_SCALE = math.log(100)  # where OpenCLIP's training ends; text conditioning does not use it
@@ -106,11 +106,11 @@ def open_clip_config(weights: Mapping[str, Tensor], file: OpenClipFile) -> CLIPT
 
 
 def load_open_clip(
-    weights: Mapping[str, Tensor], dtype: torch.dtype, file: OpenClipFile = SD2_OPEN_CLIP
+    weights: Mapping[str, Tensor], target: Target, file: OpenClipFile = SD2_OPEN_CLIP
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
     with torch.device("meta"):
         text_encoder = file.model_class(open_clip_config(weights, file))
-    fill(text_encoder, taken_apart(weights, file), open_clip_name, dtype, "OpenCLIP text encoder")
+    fill(text_encoder, taken_apart(weights, file), open_clip_name, target, "OpenCLIP text encoder")
     restore_position_ids(text_encoder)
     return text_encoder
 

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from library.errors import UserError
-from library.families.checkpoint_files import fill, shape_of
+from library.families.checkpoint_files import Target, fill, shape_of
 
 UNET_PREFIX = "model.diffusion_model."
 SIZE_FEATURES = 256  # of each of the six numbers that tell SDXL original size, crop and target size
@@ -43,9 +43,10 @@ def unet_name_in_file(name: str, layers_per_block: int, num_attended: tuple[bool
     for ours, theirs in UNET_ENDS.items():
         if name.startswith(ours + "."):
             return _resnet_name(theirs + name[len(ours) :])
-    block, rest = re.fullmatch(r"(?:down|up)_blocks\.(\d+)\.(.+)", name).groups()
-    block = int(block)
-    kind, index, rest = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", rest).groups()
+    match = re.fullmatch(r"(?:down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
+    if match is None:
+        raise ValueError(f"{name} has no place in the LDM layout")
+    block, kind, index, rest = int(match[1]), *match.groups()[1:]
     if name.startswith("down"):
         position = 1 + block * (layers_per_block + 1)
         if kind == "downsamplers":
@@ -131,8 +132,22 @@ def unet_naming(unet: UNet2DConditionModel) -> Callable[[str], str]:
     return lambda name: unet_name_in_file(name, layers, attended)
 
 
+def ldm_paths(unet: UNet2DConditionModel) -> Callable[[str], str | None]:
+    """How the paths of this U-Net's modules are spelled in the LDM layout; None where it has no such module."""
+    naming = unet_naming(unet)
+
+    def ldm_path(path: str) -> str | None:
+        try:
+            found = naming(f"{path}.weight").removesuffix(".weight")
+        except ValueError:
+            return None
+        return found.removesuffix(".op") if re.search(r"\.downsamplers\.\d+$", path) else found
+
+    return ldm_path
+
+
 def load_unet(
-    weights: Mapping[str, Tensor], dtype: torch.dtype, num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]
+    weights: Mapping[str, Tensor], target: Target, num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]
 ) -> UNet2DConditionModel:
     config = unet_config(weights, num_heads)
     if config["in_channels"] != 4:  # seen here only of pickles, whose shapes are not known before
@@ -140,7 +155,7 @@ def load_unet(
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
     naming = unet_naming(unet)
-    fill(unet, weights, lambda name: UNET_PREFIX + naming(name), dtype, "Stable Diffusion U-Net")
+    fill(unet, weights, lambda name: UNET_PREFIX + naming(name), target, "Stable Diffusion U-Net")
     return unet
 
 

@@ -1,10 +1,11 @@
 """What a frozen text encoder makes of captions, computed once."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.families.base import Conds
 
@@ -20,9 +21,15 @@ class TextMemory:
     It is kept in the dtype of the weights, to which the layers that it goes into would cast it anyway.
     """
 
-    def __init__(self, encode: Callable[[str], Conds], device: torch.device, dtype: torch.dtype):
-        """`encode` gives a caption's conditioning, without the batch dimension."""
-        self.encode, self.device, self.dtype = encode, device, dtype
+    def __init__(
+        self,
+        encode: Callable[[str], Conds],
+        encoders: Sequence[nn.Module],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        """`encode` gives a caption's conditioning, without the batch dimension, by means of the encoders."""
+        self.encode, self.encoders, self.device, self.dtype = encode, encoders, device, dtype
         self.is_complete = False
         self._known: OrderedDict[str, Conds] = OrderedDict()
 
@@ -37,7 +44,8 @@ class TextMemory:
     def fill(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
         """Encode all captions there will be; False where they need too much memory, and nothing is changed then.
 
-        A few stay on the device, more in the computer's memory, from which they are copied batch by batch.
+        A few stay on the device, more in the computer's memory, from which they are copied batch by batch. The encoders
+        leave the device.
         """
         num_bytes = len(captions) * sum(value.nbytes for value in self._encoded(captions[0]).values())
         if num_bytes > MAX_HOST_BYTES:
@@ -48,7 +56,21 @@ class TextMemory:
             self._known[caption] = conds if stays else {name: _on_host(value) for name, value in conds.items()}
             progress()
         self.is_complete = True
+        self._move_encoders("cpu")
         return True
+
+    @contextmanager
+    def encoders_at_work(self) -> Iterator[None]:
+        """The encoders on the device; afterwards off it again, where training asks no more of them than this."""
+        if self.is_complete:
+            self._move_encoders(self.device)
+        yield
+        if self.is_complete:
+            self._move_encoders("cpu")
+
+    def _move_encoders(self, device: torch.device | str) -> None:
+        for encoder in self.encoders:
+            encoder.to(device)
 
     def _remembered(self, caption: str) -> Conds:
         if caption in self._known:

@@ -71,11 +71,19 @@ def caches_latents(options: Any) -> bool:
     return options.cache_latents or options.cache_latents_to_disk
 
 
-def learning_rates(options: Any) -> tuple[float, float]:
-    """Learning rates of text encoder and U-Net; only None falls back to --learning_rate, 0 means not trained."""
-    text_encoder = options.text_encoder_lr[0] if options.text_encoder_lr else options.learning_rate
+def caches_text(options: Any) -> bool:
+    """Whether the outputs of text encoders must be computed once; caching to disk implies it."""
+    return options.cache_text_encoder_outputs or options.cache_text_encoder_outputs_to_disk
+
+
+def learning_rates(options: Any) -> tuple[float | tuple[float, ...], float]:
+    """Learning rates of text encoder and U-Net; only None falls back to --learning_rate, 0 means not trained.
+
+    Where text encoders are given different rates, there is one for each.
+    """
+    given = options.text_encoder_lr or [options.learning_rate]
     unet = options.learning_rate if options.unet_lr is None else options.unet_lr
-    return text_encoder, unet
+    return given[0] if len(set(given)) == 1 else tuple(given), unet
 
 
 def tracker_names(options: Any) -> list[str]:

@@ -8,13 +8,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from library.errors import quoted_list
 from library.options.checks import above_zero, at_least, conflict, existing_dir, existing_file, problems_of, rates
 from library.options.derived import (
     PROMPT_SUFFIXES,
     caches_latents,
+    caches_text,
     face_crop_range,
     hub_place,
     is_schedule_free,
@@ -72,6 +72,9 @@ class ModelOptions(OptionGroup):
         False, "read (word:1.3) and [word] in captions as weights; commas inside brackets do not survive shuffling"
     )
     no_half_vae: bool = option(False, "keep the VAE in float32 with mixed precision")
+    disable_mmap_load_safetensors: bool = option(
+        False, "read a .safetensors model piece by piece instead of mapping it into memory: faster on network drives"
+    )
     lowram: bool = option(False, "load the models straight into the memory of the GPU")
     highvram: bool = option(False, "spare no GPU memory: skip the freeing of caches between steps")
 
@@ -87,8 +90,6 @@ class ModelOptions(OptionGroup):
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions(OptionGroup):
     """Pictures and captions"""
-
-    bucket_step_divisor: ClassVar[int] = 64  # pixels; what sizes of this model family must be divisible by
 
     train_data_dir: str | None = option(
         None, "folder whose sub-folders, named REPEATS_NAME, hold the training pictures", flag_type="path"
@@ -148,6 +149,12 @@ class DatasetOptions(OptionGroup):
 
     cache_latents: bool = option(False, "run the VAE once over the pictures and keep the latents in memory")
     cache_latents_to_disk: bool = option(False, "as --cache_latents, and keep them in files beside the pictures")
+    cache_text_encoder_outputs: bool = option(
+        False, "insist on encoding every caption only once, before training; done without it too where that is possible"
+    )
+    cache_text_encoder_outputs_to_disk: bool = option(
+        False, "as --cache_text_encoder_outputs, and keep what the encoders of SDXL give in files beside the pictures"
+    )
     vae_batch_size: int = option(1, "number of pictures the VAE sees at once while caching")
     skip_cache_check: bool = option(False, "trust latents found on disk without reading them first")
     train_batch_size: int = option(1, "number of pictures in a batch")
@@ -196,7 +203,7 @@ class DatasetOptions(OptionGroup):
         problems = problems_of(resolution_wh, self)
         if problems or not self.enable_bucket or min(self.bucket_reso_steps, self.min_bucket_reso) < 1:
             return problems
-        return self._check_bucket_range() + self._check_bucket_steps()
+        return self._check_bucket_range()
 
     def _check_bucket_range(self) -> list[str]:
         if self.min_bucket_reso > self.max_bucket_reso:
@@ -213,11 +220,6 @@ class DatasetOptions(OptionGroup):
             limit = f"--max_bucket_reso {self.max_bucket_reso}"
             problems.append(f"--resolution must not be above {limit} with --enable_bucket, got {self.resolution}")
         return problems
-
-    def _check_bucket_steps(self) -> list[str]:
-        if self.bucket_reso_steps % self.bucket_step_divisor == 0:
-            return []
-        return [f"--bucket_reso_steps must be a multiple of {self.bucket_step_divisor}, got {self.bucket_reso_steps}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,6 +620,7 @@ class TrainNetworkOptions(
             *self._check_velocity(),
             *self._check_warmup(),
             *self._check_something_trains(),
+            *self._check_text_cache(),
             *self._check_resume(),
         ]
 
@@ -643,10 +646,16 @@ class TrainNetworkOptions(
             return [f"--lr_warmup_steps does not go with --lr_scheduler {self.lr_scheduler}: try constant_with_warmup"]
         return []
 
+    def _check_text_cache(self) -> list[str]:
+        frozen = self.network_train_unet_only or not any(self.text_encoder_lr or [self.learning_rate])
+        if frozen or not caches_text(self):
+            return []
+        flag = "cache_text_encoder_outputs" + ("" if self.cache_text_encoder_outputs else "_to_disk")
+        return [f"--{flag} is for text encoders that are not trained: give --network_train_unet_only"]
+
     def _check_something_trains(self) -> list[str]:
-        text_encoder, unet = learning_rates(self)
-        trained = [] if self.network_train_text_encoder_only else [unet]
-        trained += [] if self.network_train_unet_only else [text_encoder]
+        trained = [] if self.network_train_text_encoder_only else [learning_rates(self)[1]]
+        trained += [] if self.network_train_unet_only else self.text_encoder_lr or [self.learning_rate]
         if not trained or any(rate != 0 for rate in trained):
             return []
         return ["--learning_rate, --unet_lr and --text_encoder_lr leave nothing to train: all are 0"]

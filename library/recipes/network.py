@@ -94,7 +94,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     if caches_latents(options):
         for pictures in datasets:
             cache_latents(pictures, family, options, accelerator)
-        family.release_vae()
+        family.vae.release()
 
     network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
@@ -159,10 +159,13 @@ def trained_parts(network: nn.Module, groups: list[dict]) -> list[TrainedPart]:
     rows = []
     usual = [group for group in groups if not group["name"].endswith(" plus")]
     rates = {id(parameter): group["lr"] for group in usual for parameter in group["params"]}
-    parts = {"text encoder": ("te", "te1", "te2"), UNET: ("unet",)}
-    for name, keys in parts.items():
-        adapters = [adapter for adapter in network.adapters() if adapter.part in keys]
+    names = {"te": "text encoder", "te1": "text encoder 1", "te2": "text encoder 2", "unet": UNET}
+    text = {adapter.part for adapter in network.adapters()} - {"unet"} or {"te"}
+    for part in (*sorted(text), "unet"):
+        adapters = [adapter for adapter in network.adapters() if adapter.part == part]
         parameters = [parameter for adapter in adapters for parameter in adapter.parameters()]
         rates_here = [rates[id(p)] for p in parameters if id(p) in rates]
-        rows.append(TrainedPart(name, len(adapters), sum(p.numel() for p in parameters), sorted(set(rates_here))))
+        rows.append(
+            TrainedPart(names[part], len(adapters), sum(p.numel() for p in parameters), sorted(set(rates_here)))
+        )
     return rows

@@ -138,8 +138,8 @@ def encoded(
     with tqdm(total=len(indices), desc="caching latents", unit="pictures", disable=hidden) as bar:
         for batch in batches_of_one_size(dataset, indices, batch_size):
             images = torch.stack([dataset.image(index) for index in batch])
-            latents = family.encode_images(images)
-            flipped = family.encode_images(images.flip(-1)) if flips(dataset, batch[0]) else [None] * len(batch)
+            latents = family.vae.encode(images)
+            flipped = family.vae.encode(images.flip(-1)) if flips(dataset, batch[0]) else [None] * len(batch)
             for index, *pair in zip(batch, latents, flipped, strict=True):
                 finite = all(value.isfinite().all() for value in pair if value is not None)
                 yield index, dataset.cached_latents(index, *pair) if finite else None

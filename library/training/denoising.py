@@ -149,6 +149,11 @@ def elementwise_loss(prediction: Tensor, target: Tensor, huber_c: Tensor | None,
     return c * pseudo if loss_type == "huber" else pseudo
 
 
+def scaled_latents(family: ModelFamily, batch: Batch) -> Tensor:
+    """[B, C, h, w] as the U-Net sees them, encoded now where they are not cached."""
+    return (family.vae.encode(batch.images) if batch.latents is None else batch.latents) * family.vae.scale
+
+
 def resized_masks(masks: Tensor, loss: Tensor) -> Tensor:
     """[B, 1, h, w]: the mean of the mask [B, H, W] over each latent cell."""
     return F.interpolate(masks.to(loss.dtype).unsqueeze(1), size=loss.shape[-2:], mode="area")
@@ -166,7 +171,7 @@ def denoising_loss(
     `network_off` switches the network off while rows are predicted whose output is to be preserved.
     """
     options = objective.options
-    latents = family.latents(batch)
+    latents = scaled_latents(family, batch)
     conds = family.conds(batch)
     noise = sample_noise(latents, options)
     if timesteps is None:

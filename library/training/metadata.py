@@ -116,7 +116,7 @@ def run_fields(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, object
     text_encoder_lr, unet_lr = learning_rates(options)
     return {
         "ss_session_id": random.SystemRandom().randint(0, 2**32),
-        "ss_text_encoder_lr": text_encoder_lr,
+        "ss_text_encoder_lr": list(text_encoder_lr) if isinstance(text_encoder_lr, tuple) else text_encoder_lr,
         "ss_unet_lr": unet_lr,
         "ss_network_module": network_module(options),
         "ss_max_train_steps": plan.max_train_steps,

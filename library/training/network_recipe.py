@@ -61,7 +61,7 @@ class NetworkRecipe:
     def validation_losses(self, batch: Batch, timesteps: list[int]) -> Tensor:
         """The loss of each sample at each timestep, [T, B]."""
         if batch.latents is None:
-            batch = replace(batch, images=None, latents=self.family.encode_images(batch.images))
+            batch = replace(batch, images=None, latents=self.family.vae.encode(batch.images))
         count = len(batch.captions)
         return torch.stack(
             [self._losses(batch, torch.full((count,), t, device=self.accelerator.device)) for t in timesteps]
@@ -177,7 +177,7 @@ class NetworkRecipe:
 
     def release_vae(self) -> None:
         if caches_latents(self.options):
-            self.family.release_vae()
+            self.family.vae.release()
 
     def finish(self, state: LoopState) -> Path:
         """The last file, its state, the before-and-after picture, and where to put it all."""

@@ -74,7 +74,7 @@ def draw(family: ModelFamily, prompt: SamplePrompt, default_sampler: str) -> Ima
         conds = family.prompt_conds(prompt.prompt, prompt.negative_prompt)
         for timestep in scheduler.timesteps:
             latents = guided_step(family, scheduler, latents, timestep, conds, prompt.scale)
-        return to_picture(family.decode_latents(latents))
+        return to_picture(family.vae.decode(latents))
 
 
 def guided_step(

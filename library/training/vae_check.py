@@ -25,7 +25,7 @@ class VaeCheck:
     @cached_property
     def sketch(self) -> np.ndarray:
         """Mean latents [C, 4, 4] of the test picture."""
-        return self.family.latent_distribution(test_picture()[None])[0][0].cpu().numpy()
+        return self.family.vae.distribution(test_picture()[None])[0][0].cpu().numpy()
 
     def made(self, sketch: np.ndarray) -> bool:
         """Whether another sketch is of this VAE."""
@@ -38,7 +38,7 @@ class VaeCheck:
 
         The distance to the mean is counted in standard deviations, widened by the tolerance for other number formats.
         """
-        mean, deviation = (value[0].cpu() for value in self.family.latent_distribution(image[None]))
+        mean, deviation = (value[0].cpu() for value in self.family.vae.distribution(image[None]))
         if mean.shape != latents.shape:
             return False
         allowed = (deviation**2 + (TOLERANCE * mean).square().mean()).sqrt()

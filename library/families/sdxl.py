@@ -1,0 +1,151 @@
+"""Stable Diffusion XL (arXiv:2307.01952): two text encoders, and sizes as conditioning."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from library.families import clip
+from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
+from library.families.blocks import BlockLayout
+from library.families.checkpoint_files import Target
+from library.families.checkpoints import load_models
+from library.families.detect import inspect_checkpoint
+from library.families.kohya_view import view_of
+from library.families.ldm_unet import ldm_paths
+from library.families.modules import KOHYA_UNET_CLASSES, checkpoint_gradients, in_text_model, text_layers, unet_layers
+from library.families.text_memory import TextMemory
+from library.families.vae import Vae
+from library.options.groups import ModelOptions
+
+LATENT_SCALE = 0.13025  # arXiv:2307.01952; of the VAE that SDXL was trained with
+PAD_TOKENS = "<|endoftext|>", "!"  # of CLIP and of OpenCLIP
+BLOCKS = BlockLayout(num_down=9, num_mid=3, num_up=9, num_before=1, num_after=1)
+FIRST_BLOCK = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}  # by its name in LDM's layout
+
+
+class Sdxl:
+    """U-Net, VAE, both text encoders and tokenizers of an SDXL base checkpoint."""
+
+    name = "sdxl"
+
+    def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype):
+        self.options, self.device, self.dtype = options, device, dtype
+        self.v_prediction = options.v_parameterization
+        self.tokenizers = [clip.build_tokenizer(token) for token in PAD_TOKENS]
+        checkpoint = inspect_checkpoint(options.pretrained_model_name_or_path)
+        models = load_models(checkpoint, options, Target(dtype, device))
+        self.unet, self.text_encoders = models.unet, models.text_encoders
+        self.vae = Vae(models.vae, LATENT_SCALE, device)
+        self.trains_text_encoder = False
+        self._memory = TextMemory(self._encode_one, self.text_encoders, device, dtype)
+
+    @property
+    def num_chunks(self) -> int:
+        """Passes of 75 tokens that a caption gets."""
+        return (self.options.max_token_length or clip.CHUNK) // clip.CHUNK
+
+    def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None:
+        checkpoint_gradients(self.unet, self.text_encoders if self.trains_text_encoder else (), checkpoint)
+
+    def conds(self, batch: Batch) -> Conds:
+        return self.encode_text(batch.captions) if self.trains_text_encoder else self._memory.conds(batch.captions)
+
+    def remember_text(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
+        return self._memory.fill(captions, progress)
+
+    def encode_text(self, captions: list[str]) -> Conds:
+        """Hidden states [B, L, D1 + D2] of both encoders, L = 75 num_chunks + 2, and pooled text [B, P] of the second.
+
+        With --weighted_captions the hidden states are multiplied by the captions' weights.
+        """
+        if self.options.weighted_captions:
+            return self._weighted(captions, self.num_chunks, torch.mul)
+        return self._conds([clip.tokenize(tokenizer, captions, self.num_chunks) for tokenizer in self.tokenizers])
+
+    def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
+        """Conditioning of prompt and negative prompt: as many chunks as the longer one needs, at most 3.
+
+        Weights in prompts always count here, and the mean of the hidden states stays what it was, as in WebUIs.
+        """
+        prompts = [prompt, negative_prompt]
+        num_chunks = clip.chunks_needed(self.tokenizers[0], prompts)
+        return self._weighted(prompts, num_chunks, clip.weighed_keeping_mean)
+
+    def _weighted(self, texts: list[str], num_chunks: int, weigh: Callable[[Tensor, Tensor], Tensor]) -> Conds:
+        """The conditioning of texts with weights, which `weigh` applies to the hidden states of each encoder."""
+        pairs = [clip.tokenize_weighted(tokenizer, texts, num_chunks) for tokenizer in self.tokenizers]
+        return self._conds([ids for ids, _ in pairs], lambda number, hidden: weigh(hidden, pairs[number][1].to(hidden)))
+
+    def _conds(self, ids: list[Tensor], change: Callable[[int, Tensor], Tensor] = lambda _, hidden: hidden) -> Conds:
+        """The conditioning of each encoder's token ids [B, n, 77], with a change of its hidden states."""
+        with self._memory.encoders_at_work():
+            states = [
+                clip.encode_penultimate(encoder, of_one.to(self.device))
+                for encoder, of_one in zip(self.text_encoders, ids, strict=True)
+            ]
+        hidden = [change(number, state) for number, (state, _) in enumerate(states)]
+        return {"hidden": torch.cat(hidden, dim=-1), "pooled": states[-1][1]}
+
+    def _encode_one(self, caption: str) -> Conds:
+        return {name: value[0] for name, value in self.encode_text([caption]).items()}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor:
+        added = {"text_embeds": conds["pooled"], "time_ids": size_conditions(noisy, batch)}
+        return self.unet(noisy, timesteps, conds["hidden"], added_cond_kwargs=added, return_dict=False)[0]
+
+    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
+        return sdxl_adapter_targets(self.text_encoders, self.unet, conv)
+
+    def kohya_models(self) -> KohyaModels:
+        texts = [view_of(encoder, in_text_model, {}) for encoder in self.text_encoders]
+        return KohyaModels(self.vae.model, texts, view_of(self.unet, ldm_paths(self.unet), KOHYA_UNET_CLASSES))
+
+    def metadata(self) -> dict[str, str]:
+        return {
+            "ss_v2": "False",
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "modelspec.architecture": "stable-diffusion-xl-v1-base",
+            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+            "modelspec.prediction_type": "v" if self.v_prediction else "epsilon",
+            "modelspec.resolution": "1024x1024",
+        }
+
+
+def size_conditions(noisy: Tensor, batch: Batch | None) -> Tensor:
+    """Original size, crop and target size [B, 6] in pixels (h, w, top, left, h, w); without a batch a whole picture."""
+    if batch is None:
+        height, width = (8 * side for side in noisy.shape[-2:])
+        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=noisy.device).expand(
+            len(noisy), -1
+        )
+    sizes = torch.cat([batch.original_sizes_hw, batch.crop_top_lefts, batch.target_sizes_hw], dim=1)
+    return sizes.to(noisy.device, torch.float32, non_blocking=True)
+
+
+def sdxl_adapter_targets(
+    text_encoders: Sequence[nn.Module], unet: UNet2DConditionModel, conv: bool
+) -> Iterator[AdapterTarget]:
+    """The layers that kohya's networks adapt, under its names and in its order: text encoders, then U-Net.
+
+    The U-Net's layers have their paths in LDM's layout. Files made by diffusers have its own paths instead.
+    """
+    for number, text_encoder in enumerate(text_encoders, start=1):
+        for path, layer in text_layers(text_encoder):
+            yield AdapterTarget(f"lora_te{number}_{path}".replace(".", "_"), layer, f"te{number}")
+    ldm_path = ldm_paths(unet)
+    layers = [(ldm_path(path), path, layer) for path, layer in unet_layers(unet, conv)]
+    for path, diffusers_path, layer in sorted(layers, key=lambda item: unet_position(item[0])):
+        name, other = (f"lora_unet_{text}".replace(".", "_") for text in (path, diffusers_path))
+        yield AdapterTarget(name, layer, "unet", unet_position(path)[0], BLOCKS, other_name=other)
+
+
+def unet_position(path: str) -> tuple[int, int]:
+    """A layer's block as kohya numbers them, and its place there; of equal ones the order stays as it is.
+
+    1 to 9 are LDM's input blocks, 10 to 12 the middle, 13 to 21 the output blocks.
+    """
+    part, number, place = re.match(r"(input_blocks|middle_block|output_blocks)\.(\d+)(?:\.(\d+))?\.", path).groups()
+    return FIRST_BLOCK[part] + int(number), int(place or 0)

@@ -1,0 +1,38 @@
+"""The VAE of a model as training asks it: pictures to latents, and back for previews."""
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+
+class Vae:
+    """A frozen VAE; it comes to the device when it is used, and leaves it at `release`."""
+
+    def __init__(self, model: AutoencoderKL, scale: float, device: torch.device):
+        self.model = model
+        self.scale = scale  # of latents as the U-Net sees them
+        self.device = device
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [B, C, h, w], not scaled, sampled from the posterior of images [B, 3, H, W] in [-1, 1]."""
+        return self._posterior(images).sample().float()
+
+    def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [B, C, h, w] each, of what `encode` samples from."""
+        posterior = self._posterior(images)
+        return posterior.mean.float(), posterior.std.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] around [-1, 1] of scaled latents [B, C, h, w]."""
+        self.model.to(self.device)
+        return self.model.decode((latents / self.scale).to(self.model.dtype)).sample
+
+    def release(self) -> None:
+        """Take the VAE off the device until it is used again."""
+        self.model.to("cpu")
+
+    @torch.no_grad()
+    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
+        self.model.to(self.device)
+        return self.model.encode(images.to(self.device, self.model.dtype)).latent_dist
