@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.families.sd import sd_adapter_targets
 from library.families.sdxl import sdxl_adapter_targets
 from networks import lora
+from tools.make_random_checkpoint import random_models
 
 KEYS = Path(__file__).parent / "data" / "keys"
 
@@ -53,23 +54,10 @@ def test_lora_keys_equal_kohyas_in_order(name):
     assert written == list(golden(name).items())
 
 
-def full_size_sdxl() -> tuple[list[CLIPTextModel], UNet2DConditionModel]:
-    big = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
+def full_size_sdxl() -> tuple[tuple[torch.nn.Module, ...], UNet2DConditionModel]:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
-        texts = [CLIPTextModel(CLIPTextConfig(**SD1[1])), CLIPTextModelWithProjection(CLIPTextConfig(**big))]
-    return texts, unet
+        models = random_models("sdxl")
+    return models.text_encoders, models.unet
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("sdxl_default", {}), ("sdxl_conv", {"conv_dim": "4"})])

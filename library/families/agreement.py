@@ -13,6 +13,8 @@ def model_warnings(options: ModelOptions, checkpoint: CheckpointInfo) -> list[st
         warnings.append(
             "--clip_skip is seldom right with Stable Diffusion 2.x: its text encoder is without its last layer already"
         )
+    if checkpoint.kind == "sdxl" and options.clip_skip is not None:
+        warnings.append("--clip_skip has no effect: Stable Diffusion XL always takes the layer before the last")
     return [warning for warning in warnings if warning]
 
 

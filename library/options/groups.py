@@ -153,7 +153,7 @@ class DatasetOptions(OptionGroup):
         False, "insist on encoding every caption only once, before training; done without it too where that is possible"
     )
     cache_text_encoder_outputs_to_disk: bool = option(
-        False, "as --cache_text_encoder_outputs, and keep what the encoders of SDXL give in files beside the pictures"
+        False, "as --cache_text_encoder_outputs; the files beside the pictures are not written yet"
     )
     vae_batch_size: int = option(1, "number of pictures the VAE sees at once while caching")
     skip_cache_check: bool = option(False, "trust latents found on disk without reading them first")
