@@ -107,6 +107,11 @@ def test_folder_one_level_too_shallow_points_to_the_right_one(tmp_path):
     assert f"did you mean {tmp_path / 'data'}?" in folder_problem(tmp_path)
 
 
+def test_folders_of_dates_without_pictures_are_not_taken_for_repeats(tmp_path):
+    (tmp_path / "logs" / "20240101120000").mkdir(parents=True)
+    assert "logs has" not in folder_problem(tmp_path)
+
+
 def test_folder_without_a_number_is_told_its_new_name(tmp_path):
     picture(tmp_path / "yabin" / "x.png")
     assert "rename yabin to e.g. 10_yabin" in folder_problem(tmp_path)

@@ -276,8 +276,8 @@ def _sub_folders(root: Path) -> list[Path]:
 
 
 def _has_repeat_folders(root: Path) -> bool:
-    parsed = [parse_repeat_folder(folder.name) for folder in _sub_folders(root)]
-    return any(pair and pair[0] >= 1 for pair in parsed)
+    parsed = [(parse_repeat_folder(folder.name), folder) for folder in _sub_folders(root)]
+    return any(pair and pair[0] >= 1 and _num_pictures(folder) for pair, folder in parsed)
 
 
 def _num_pictures(root: Path) -> int:

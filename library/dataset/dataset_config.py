@@ -3,17 +3,17 @@
 A value in a subset goes before one in its dataset, that before `[general]`, and that before the flag of its name.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import toml
-
+from library.dataset.captions import takes_tags_apart
 from library.dataset.config import INTERPOLATIONS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
 from library.dataset.dataset_config_keys import ATTRIBUTES, Table, check_document, tables_of
 from library.errors import UserError
+from library.options.checks import caption_numbers
+from library.options.config_file import parse_json, parse_toml
 from library.options.derived import caches_latents, caption_extension, face_crop_range
 
 WITHOUT_EFFECT = ("network_multiplier",)
@@ -49,7 +49,7 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
         problems += _subset_problems(specs, subsets, options)
     if problems:
         raise UserError(*(f"{path}: {problem}" for problem in problems))
-    for flag in ("train_data_dir", "reg_data_dir", "in_json"):
+    for flag in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir"):
         if getattr(options, flag):
             notes.append(f"--{flag} has no effect beside --dataset_config")
     tables = [table for _, table, _ in tables_of(document)]
@@ -68,13 +68,7 @@ def _parse(path: Path) -> Table:
         raise UserError(f"--dataset_config: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--dataset_config: {path} is not in UTF-8; save it with this encoding") from error
-    try:
-        document = toml.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
-    except (toml.TomlDecodeError, json.JSONDecodeError, IndexError) as error:
-        raise UserError(f"--dataset_config: {path} cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise UserError(f"--dataset_config: {path} must hold [general] and [[datasets]]")
-    return document
+    return parse_toml(path, text) if path.suffix.lower() == ".toml" else parse_json(path, text)
 
 
 def _places(document: Table) -> Iterator[tuple[Place, list[Place]]]:
@@ -140,10 +134,10 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
     problems, seen = [], set()
     for subset in subsets:
         where = f"metadata_file {subset.source}" if subset.metadata_file else f"image_dir {subset.source}"
-        if subset.source is None:
-            problems.append("a subset has no image_dir: the folder of its pictures")
-        elif subset.image_dir and not subset.image_dir.is_dir():
-            problems.append(f"image_dir {subset.image_dir} is not a folder")
+        for key in ("image_dir", "conditioning_data_dir"):
+            folder = getattr(subset, key)
+            if folder and not folder.is_dir():
+                problems.append(f"{key}: there is no folder {folder}")
         if (subset.dataset, subset.source) in seen:
             problems.append(f"{where} stands twice in one dataset")
         seen.add((subset.dataset, subset.source))
@@ -156,7 +150,15 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
             problems.append(
                 f"{where}: resize_interpolation must be one of {known}, got {subset.resize_interpolation!r}"
             )
+        problems += [f"{where}: {problem}" for problem in _caption_problems(subset)]
         problems += [f"{where}: {problem}" for problem in _crop_problems(subset, specs[subset.dataset], options)]
+    return problems
+
+
+def _caption_problems(subset: SubsetOptions) -> list[str]:
+    problems = [problem.removeprefix("--") for problem in caption_numbers(subset)]
+    if not subset.caption_separator and takes_tags_apart(subset):
+        problems.append("caption_separator is empty, so that there are no tags to shuffle, drop or warm up with")
     return problems
 
 

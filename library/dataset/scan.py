@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from library.dataset.captions import takes_tags_apart
 from library.dataset.config import DatasetSpec, Size, SubsetOptions, folder_notes, spec_from_flags, subsets_from_folders
 from library.dataset.dataset_config import read_dataset_config
 from library.dataset.faces import face_of
@@ -57,7 +58,7 @@ def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDatas
         specs, subsets, notes = [spec_from_flags(options)], subsets_from_folders(options), folder_notes(options)
     scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk)
     scanned = replace(scanned, specs=specs)
-    return replace(scanned, notes=notes + scanned.notes + _face_crop_notes(scanned))
+    return replace(scanned, notes=notes + scanned.notes + _face_crop_notes(scanned) + _separator_notes(scanned))
 
 
 def scan(
@@ -88,11 +89,17 @@ def scan(
     problems = [_unreadable(sorted(unreadable))] if unreadable else []
     problems += [problem for folder in folders for problem in folder.problems]
     if not problems and not any(folder.pictures for folder in folders if not folder.subset.is_reg):
-        problems.append(f"there are no pictures in {quoted_list([str(s.source) for s in subsets if not s.is_reg])}")
+        problems.append(_no_pictures([str(subset.source) for subset in subsets if not subset.is_reg]))
     if problems:
         raise UserError(*problems)
     notes = [note for folder in folders for note in folder.notes]
     return ScannedDataset([folder.subset for folder in folders], records, notes)
+
+
+def _no_pictures(sources: list[str]) -> str:
+    if not sources:
+        return "all subsets hold regularisation pictures (is_reg = true); at least one must hold what is trained"
+    return f"there are no pictures in {quoted_list(sources)}"
 
 
 def verify_pictures(
@@ -156,6 +163,22 @@ def dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
 def reg_dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
     """Repeats and pictures of each regularisation folder, for the metadata."""
     return _dirs(scanned, is_reg=True)
+
+
+def _separator_notes(scanned: ScannedDataset) -> list[str]:
+    """A sentence for each subset whose captions keep the mark that keep_tokens_separator puts into them."""
+    left = {
+        record.subset: mark
+        for record in scanned.records
+        if (mark := scanned.subsets[record.subset].keep_tokens_separator)
+        and mark in record.caption
+        and not takes_tags_apart(scanned.subsets[record.subset])
+    }
+    return [
+        f"keep_tokens_separator {mark} stays in the captions of {scanned.subsets[index].source}: "
+        "only shuffle_caption, caption_tag_dropout_rate and token_warmup_step take it out"
+        for index, mark in left.items()
+    ]
 
 
 def _face_crop_notes(scanned: ScannedDataset) -> list[str]:
