@@ -130,6 +130,9 @@ MISTAKES = {
         "is_reg = true", 'metadata_file = "x.json"',
         r"datasets\[0\]: 1 of 2 subsets have a metadata_file; the others need a \[\[datasets\]\] of their own",
     ),
+    "no metadata file": (
+        'class_tokens = "dog"', 'metadata_file = "x.json"', r"data\.toml: metadata_file: there is no file x\.json"
+    ),
     "folder key beside a file": (
         "flip_aug = true", 'metadata_file = "x.json"', r"datasets\[1\]\.subsets\[0\]: class_tokens does not go with"
     ),

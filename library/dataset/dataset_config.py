@@ -64,6 +64,8 @@ def _parse(path: Path) -> Table:
         raise UserError(f"--dataset_config must be a .toml or .json file, got {path}")
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"--dataset_config: there is no file {path}") from None
     except OSError as error:
         raise UserError(f"--dataset_config: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -138,6 +140,8 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
             folder = getattr(subset, key)
             if folder and not folder.is_dir():
                 problems.append(f"{key}: there is no folder {folder}")
+        if subset.metadata_file and not subset.metadata_file.is_file():
+            problems.append(f"metadata_file: there is no file {subset.metadata_file}")
         if (subset.dataset, subset.source) in seen:
             problems.append(f"{where} stands twice in one dataset")
         seen.add((subset.dataset, subset.source))
