@@ -98,6 +98,12 @@ def test_a_mask_picture_counts_by_its_red_channel(half_transparent):
     assert (mask[:16] == 1).all() and not mask[16:].any()
 
 
+def test_transparency_beside_mask_pictures_is_told_to_have_no_effect(half_transparent):
+    masks = write_masks(half_transparent)
+    dataset = dataset_of(half_transparent, masked_loss=True, conditioning_data_dir=str(masks), alpha_mask=True)
+    assert any("alpha_mask has no effect on" in note for note in dataset.scanned.notes)
+
+
 def test_pictures_without_a_mask_are_named(half_transparent):
     masks = write_masks(half_transparent)
     (masks / "half.png").unlink()

@@ -58,7 +58,8 @@ def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDatas
         specs, subsets, notes = [spec_from_flags(options)], subsets_from_folders(options), folder_notes(options)
     scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk)
     scanned = replace(scanned, specs=specs)
-    return replace(scanned, notes=notes + scanned.notes + _face_crop_notes(scanned) + _separator_notes(scanned))
+    notes = notes + scanned.notes + _face_crop_notes(scanned) + _separator_notes(scanned) + _mask_notes(subsets)
+    return replace(scanned, notes=notes)
 
 
 def scan(
@@ -163,6 +164,14 @@ def dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
 def reg_dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
     """Repeats and pictures of each regularisation folder, for the metadata."""
     return _dirs(scanned, is_reg=True)
+
+
+def _mask_notes(subsets: list[SubsetOptions]) -> list[str]:
+    return [
+        f"alpha_mask has no effect on {subset.source}: its masks are in {subset.conditioning_data_dir}"
+        for subset in subsets
+        if subset.alpha_mask and subset.conditioning_data_dir
+    ]
 
 
 def _separator_notes(scanned: ScannedDataset) -> list[str]:
