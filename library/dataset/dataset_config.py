@@ -11,7 +11,7 @@ from typing import Any
 
 import toml
 
-from library.dataset.config import INTERPOLATIONS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
+from library.dataset.config import INTERPOLATIONS, SPEC_FLAGS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
 from library.dataset.dataset_config_keys import ATTRIBUTES, Table, check_document, tables_of
 from library.errors import UserError
 from library.options.derived import caches_latents, caption_extension, face_crop_range
@@ -89,21 +89,12 @@ def _places(document: Table) -> Iterator[tuple[Place, list[Place]]]:
 
 
 def _spec(place: Place, options: Any) -> DatasetSpec:
-    resolution = place.value("resolution", options)
-    if isinstance(resolution, list):
-        resolution = ",".join(str(side) for side in resolution)
-    return DatasetSpec(
-        resolution=None if resolution is None else str(resolution),
-        batch_size=place.value("batch_size", options),
-        **{
-            name: place.value(name, options)
-            for name in ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
-        },
-        bucket_no_upscale=place.value("bucket_no_upscale", options),
-        resize_interpolation=place.value("resize_interpolation", options),
-        validation_split=place.value("validation_split", options),
-        validation_seed=place.value("validation_seed", options),
-    )
+    shared = {name: place.value(name, options) for name in SPEC_FLAGS}
+    resolution = shared["resolution"]
+    if resolution is not None:
+        sides = resolution if isinstance(resolution, list) else [resolution]
+        shared["resolution"] = ",".join(str(side) for side in sides)
+    return DatasetSpec(batch_size=place.value("batch_size", options), **shared)
 
 
 def _spec_problems(spec: DatasetSpec, place: Place, options: Any) -> list[str]:
