@@ -14,6 +14,7 @@ import toml
 from library.dataset.config import INTERPOLATIONS, SPEC_FLAGS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
 from library.dataset.dataset_config_keys import ATTRIBUTES, Table, check_document, tables_of
 from library.errors import UserError
+from library.files import read_user_text
 from library.options.derived import caches_latents, caption_extension, face_crop_range
 
 WITHOUT_EFFECT = ("network_multiplier",)
@@ -62,12 +63,7 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
 def _parse(path: Path) -> Table:
     if path.suffix.lower() not in (".toml", ".json"):
         raise UserError(f"--dataset_config must be a .toml or .json file, got {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--dataset_config: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--dataset_config: {path} is not in UTF-8; save it with this encoding") from error
+    text = read_user_text(path, f"--dataset_config: {path}")
     try:
         document = toml.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
     except (toml.TomlDecodeError, json.JSONDecodeError, IndexError) as error:

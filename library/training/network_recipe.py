@@ -99,7 +99,8 @@ class NetworkRecipe:
         return self.limited_norms.logged() if self.limited_norms else {}
 
     def training_mode(self) -> None:
-        self.network.train()
+        if not self.network.training:  # it takes milliseconds, and is asked for before every batch
+            self.network.train()
         if self.spec.schedule_free:
             self.optimizer.train()
 
