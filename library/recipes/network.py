@@ -191,7 +191,11 @@ def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | Non
     if options.initial_step is None and options.initial_epoch is not None:
         step = (options.initial_epoch - 1) * plan.steps_per_epoch
     if step >= plan.max_train_steps:
-        raise UserError(f"--initial_step {step} is not before the last step, {plan.max_train_steps}")
+        name = "initial_epoch" if options.initial_step is None else "initial_step"
+        raise UserError(
+            f"--{name} {getattr(options, name)} starts at step {step}, "
+            f"which is not before the last step, {plan.max_train_steps}"
+        )
     epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
     return LoopState(epoch + 1, step, step_in_epoch * plan.accumulation, seed)
 
