@@ -148,6 +148,19 @@ def test_a_resumed_run_ends_in_the_same_bits(variant, tiny_folder, pictures, tmp
     assert weights_equal(whole / "lora.safetensors", resumed / "lora.safetensors")
 
 
+@pytest.mark.parametrize("num_steps", [8, 3])
+def test_a_finished_run_goes_on_as_if_it_had_been_longer(num_steps, tiny_folder, pictures, tmp_path):
+    common = dict(max_train_epochs=None, shuffle_caption=True, flip_aug=True)
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "long", max_train_steps=10, **common))
+    short = tmp_path / "short"
+    train(
+        tiny.arguments(tiny_folder, pictures, short, max_train_steps=num_steps, save_state_on_train_end=True, **common)
+    )
+    rest = tmp_path / "rest"
+    train(tiny.arguments(tiny_folder, pictures, rest, max_train_steps=10, resume=short / "lora-state", **common))
+    assert weights_equal(tmp_path / "long" / "lora.safetensors", rest / "lora.safetensors")
+
+
 def test_learning_rate_zero_changes_nothing(tiny_file, pictures, tmp_path):
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", learning_rate=1e-30, optimizer_args=["weight_decay=0"]))
     weights = load_file(tmp_path / "out" / "lora.safetensors")
