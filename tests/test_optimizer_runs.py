@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from library.families.sd import sd_adapter_targets
 from tests import tiny
+from tests.results import scalars
 from train_network import train
 
 STEPS = 4
@@ -26,12 +26,6 @@ def run(tiny_file, pictures, tmp_path):
         return tmp_path / name
 
     return run
-
-
-def scalars(folder: Path) -> dict[str, list[float]]:
-    (events,) = folder.glob("*/network_train")
-    accumulator = EventAccumulator(str(events)).Reload()
-    return {tag: [event.value for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
 def up_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from library.dataset.config import SubsetOptions, folder_notes, parse_repeat_folder, subsets_from_folders
+from library.dataset.config import SubsetOptions
+from library.dataset.repeat_folders import folder_notes, parse_repeat_folder, subsets_from_folders
 from library.dataset.scan import (
     dataset_dirs,
     reg_dataset_dirs,

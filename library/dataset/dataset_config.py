@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from library.dataset.captions import takes_tags_apart
-from library.dataset.config import INTERPOLATIONS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
+from library.dataset.config import INTERPOLATIONS, SPEC_FLAGS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
 from library.dataset.dataset_config_keys import ATTRIBUTES, Table, check_document, tables_of
 from library.errors import UserError
+from library.files import read_user_text
 from library.options.checks import caption_numbers
 from library.options.config_file import parse_json, parse_toml
 from library.options.derived import caches_latents, caption_extension, face_crop_range
@@ -62,14 +63,7 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
 def _parse(path: Path) -> Table:
     if path.suffix.lower() not in (".toml", ".json"):
         raise UserError(f"--dataset_config must be a .toml or .json file, got {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"--dataset_config: there is no file {path}") from None
-    except OSError as error:
-        raise UserError(f"--dataset_config: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--dataset_config: {path} is not in UTF-8; save it with this encoding") from error
+    text = read_user_text(path, f"--dataset_config: {path}")
     return parse_toml(path, text) if path.suffix.lower() == ".toml" else parse_json(path, text)
 
 
@@ -85,21 +79,12 @@ def _places(document: Table) -> Iterator[tuple[Place, list[Place]]]:
 
 
 def _spec(place: Place, options: Any) -> DatasetSpec:
-    resolution = place.value("resolution", options)
-    if isinstance(resolution, list):
-        resolution = ",".join(str(side) for side in resolution)
-    return DatasetSpec(
-        resolution=None if resolution is None else str(resolution),
-        batch_size=place.value("batch_size", options),
-        **{
-            name: place.value(name, options)
-            for name in ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
-        },
-        bucket_no_upscale=place.value("bucket_no_upscale", options),
-        resize_interpolation=place.value("resize_interpolation", options),
-        validation_split=place.value("validation_split", options),
-        validation_seed=place.value("validation_seed", options),
-    )
+    shared = {name: place.value(name, options) for name in SPEC_FLAGS}
+    resolution = shared["resolution"]
+    if resolution is not None:
+        sides = resolution if isinstance(resolution, list) else [resolution]
+        shared["resolution"] = ",".join(str(side) for side in sides)
+    return DatasetSpec(batch_size=place.value("batch_size", options), **shared)
 
 
 def _spec_problems(spec: DatasetSpec, place: Place, options: Any) -> list[str]:

@@ -77,10 +77,10 @@ def check_document(document: Table) -> list[str]:
     if not isinstance(document.get("general", {}), dict):
         return [*problems, "general must be one table, [general]"]
     datasets = document.get("datasets")
-    if not _is_list_oftables_of(datasets):
+    if not _is_list_of_tables(datasets):
         return [*problems, "there are no datasets; write [[datasets]] and, in each, [[datasets.subsets]]"]
     for index, dataset in enumerate(datasets):
-        if not _is_list_oftables_of(dataset.get("subsets")):
+        if not _is_list_of_tables(dataset.get("subsets")):
             problems.append(f"datasets[{index}] has no subsets; write [[datasets.subsets]] with an image_dir")
     if problems:
         return problems
@@ -88,7 +88,7 @@ def check_document(document: Table) -> list[str]:
     return problems + [problem for index, dataset in enumerate(datasets) for problem in _check_style(index, dataset)]
 
 
-def _is_list_oftables_of(value: Any) -> bool:
+def _is_list_of_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
