@@ -1,10 +1,12 @@
-"""Files that are either whole or absent: everything a run writes appears by rename."""
+"""Files that are either whole or absent, as everything a run writes appears by rename; and texts that users wrote."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from library.errors import UserError
 
 
 @contextmanager
@@ -31,6 +33,18 @@ def write_text_whole(path: Path, text: str) -> None:
     """Write UTF-8 text with LF line ends."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_user_text(path: Path, place: str) -> str:
+    """The text of a file in UTF-8; a UserError begins with `place`, which names the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{place} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not in UTF-8; save it with this encoding") from error
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -13,7 +13,14 @@ from tqdm import tqdm
 from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
 from library.dataset.captions import possible_captions
 from library.dataset.sampler import sampler_of
-from library.dataset.scan import ScannedDataset, scan_dataset, verify_pictures, with_sizes, write_info_caches
+from library.dataset.scan import (
+    ScannedDataset,
+    paths_of,
+    scan_dataset,
+    verify_pictures,
+    with_sizes,
+    write_info_caches,
+)
 from library.dataset.validation import split_validation
 from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind
@@ -96,7 +103,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
 
 def decode_all(scanned: ScannedDataset) -> ScannedDataset:
     """Decode every picture once, so that a damaged one is named now and not after hours; sizes are then certain."""
-    count = len({record.path for record in scanned.records if not record.is_gone})
+    count = len(paths_of(scanned.records))
     with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
         sizes = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
     return with_sizes(scanned, sizes)

@@ -214,7 +214,7 @@ def test_a_preset_has_its_description_left_out(caplog):
 def test_mistakes_in_a_translated_file_name_the_line_of_its_key():
     values = PAGE | {"ui_custom_params": "seed = 1\nvae = cat"}
     line = list(values).index("ui_custom_params") + 1
-    sentence = "not valid TOML: 'cat' is not a value; text needs quotes"
+    sentence = "not valid TOML: 'cat' is not a value; text needs quotes, a list brackets"
     assert problems(values, "run.toml") == [f"run.toml:{line}: ui_custom_params:2: {sentence}"]
     values = PAGE | {"lr_restart_cycles": "many", "learnin_rate": 1}
     line = list(values).index("lr_restart_cycles") + 1
@@ -433,7 +433,7 @@ def test_json_of_plain_options_is_read(caplog):
     ("text", "sentence"),
     [
         ('{"seed": 1,\n"network_dim": }', "run.json:2: not valid JSON: Expecting value"),
-        ("[1]", "run.json: a configuration in JSON is an object of options"),
+        ("[1]", "run.json: a configuration in JSON is an object, {"),
     ],
 )
 def test_broken_json_is_one_sentence(text, sentence):

@@ -121,13 +121,16 @@ MISTAKES = {
         "is_reg = true", "is_reg = true\n  batch_size = 3",
         r"datasets\[0\]\.subsets\[1\]: batch_size cannot stand here, only in \[general\] and \[\[datasets\]\]",
     ),
-    "no folder": ("{folder}/dogs", "{folder}/dgos", r"dgos is not a folder"),
+    "no folder": ("{folder}/dogs", "{folder}/dgos", r"image_dir: there is no folder .*dgos"),
     "no resolution": ("resolution = 128", "", r"datasets\[0\]: there is no resolution"),
     "out of range": ("resolution = 128", "resolution = 32", r"datasets\[0\]: resolution 32 must lie between .* 64"),
     "interpolation": ("keep_tokens = 1", 'resize_interpolation = "lancos"', r"interpolation must be one of lanczos"),
     "mixture": (
         "is_reg = true", 'metadata_file = "x.json"',
         r"datasets\[0\]: 1 of 2 subsets have a metadata_file; the others need a \[\[datasets\]\] of their own",
+    ),
+    "no metadata file": (
+        'class_tokens = "dog"', 'metadata_file = "x.json"', r"data\.toml: metadata_file: there is no file x\.json"
     ),
     "folder key beside a file": (
         "flip_aug = true", 'metadata_file = "x.json"', r"datasets\[1\]\.subsets\[0\]: class_tokens does not go with"
@@ -136,8 +139,14 @@ MISTAKES = {
     "interpolation of a subset": ("flip_aug = true", 'resize_interpolation = "x"', r"dogs: resize_interpolation must"),
     "masks": ("flip_aug = true", 'conditioning_data_dir = "x"', r"conditioning_data_dir needs --masked_loss"),
     "top level": ("[general]", "[generals]", r"generals is not known at the top"),
-    "not toml": ("[general]", "general]", r"data\.toml cannot be read"),
+    "not toml": ("[general]", "general]", r"data\.toml:2: not valid TOML: "),
+    "path": ("{folder}/dogs", r"C:\pictures", r"data\.toml:\d+: not valid TOML: .* in single quotes"),
+    "tab in path": ("{folder}/dogs", r"C:\train", r"datasets\[1\]\.subsets\[0\]: image_dir must be .* single quotes"),
+    "no source": ('image_dir = "{folder}/dogs"', "", r"datasets\[1\]\.subsets\[0\] has no image_dir"),
     "repeats": ("num_repeats = 1", "num_repeats = 0", r"num_repeats must be at least 1, got 0"),
+    "share": ("flip_aug = true", "caption_dropout_rate = 3", r"dogs: caption_dropout_rate must be a share from 0 to 1"),
+    "count": ("flip_aug = true", "keep_tokens = -1", r"dogs: keep_tokens must be at least 0, got -1"),
+    "separator": ("flip_aug = true", 'caption_separator = ""', r"dogs: caption_separator is empty"),
 }  # fmt: skip
 
 
@@ -150,8 +159,32 @@ def test_a_mistake_is_told_with_its_place(mistake, folders):
 
 def test_flags_of_folders_beside_the_file_are_told_to_have_no_effect(folders):
     options = written(folders, TWO_DATASETS)
-    options = TrainNetworkOptions(dataset_config=options.dataset_config, train_data_dir="x")
-    assert any("--train_data_dir has no effect" in note for note in read_dataset_config(options)[2])
+    flags = dict(train_data_dir="x", conditioning_data_dir="y", masked_loss=True)
+    notes = read_dataset_config(TrainNetworkOptions(dataset_config=options.dataset_config, **flags))[2]
+    assert notes == [
+        "--train_data_dir has no effect beside --dataset_config",
+        "--conditioning_data_dir has no effect beside --dataset_config",
+    ]
+
+
+def test_a_folder_of_masks_that_is_not_there_is_told_with_the_file(folders):
+    text = TWO_DATASETS.replace("flip_aug = true", 'conditioning_data_dir = "{folder}/masks"')
+    options = TrainNetworkOptions(dataset_config=written(folders, text).dataset_config, masked_loss=True)
+    with pytest.raises(UserError, match=r"data\.toml: conditioning_data_dir: there is no folder .*masks"):
+        read_dataset_config(options)
+
+
+@pytest.mark.parametrize("shuffle", ["true", "false"])
+def test_a_separator_that_stays_in_captions_is_told(shuffle, folders):
+    mark = f'keep_tokens_separator = ","\nshuffle_caption = {shuffle}'
+    notes = scan_dataset(written(folders, TWO_DATASETS.replace("flip_aug = true", mark))).notes
+    assert any("stays in the captions of" in note and "dogs" in note for note in notes) == (shuffle == "false")
+
+
+def test_regularisation_pictures_alone_are_nothing_to_train(folders):
+    only_reg = TWO_DATASETS.split("[[datasets]]")[1].replace("shuffle_caption = false", "is_reg = true")
+    with pytest.raises(UserError, match="all subsets hold regularisation pictures"):
+        scan_dataset(written(folders, f"[[datasets]]{only_reg}"))
 
 
 def test_a_subset_without_num_repeats_takes_those_of_the_flag(folders):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from library.dataset import scan as scan_module
+from library.dataset import picture_files
 from library.dataset.config import SubsetOptions
 from library.dataset.scan import ScannedDataset, scan, verify_pictures, with_sizes, write_info_caches
 
@@ -38,7 +38,7 @@ def test_the_file_has_paths_captions_and_sizes(folder):
 def test_sizes_in_the_file_spare_opening_the_pictures(folder, monkeypatch):
     write_info_caches(scanned(folder))
     before = scanned(folder).records
-    monkeypatch.setattr(scan_module.Image, "open", None)
+    monkeypatch.setattr(picture_files.Image, "open", None)
     assert scanned(folder).records == before
 
 

@@ -14,7 +14,7 @@ import toml
 from library.options.fields import flags_of
 from library.options.groups import TrainNetworkOptions
 from tests import tiny
-from tests.test_train_network import metadata_of
+from tests.results import metadata_of
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ("train", "train_by_toml")
@@ -166,19 +166,35 @@ def test_train_sh_trains(house, tiny_sd2_file):
     assert '"conv_dim": "2"' in metadata["ss_network_args"]
 
 
+@pytest.fixture
+def by_toml(house, tiny_file):
+    """Run train_by_toml.sh on a file of two keys, with the flags of a toy run behind it; returns its messages."""
+
+    def by_toml(*flags: str, multi_gpu: int = 0, **environment: str) -> str:
+        tiny.write_pictures(house / "图 片")
+        words = tiny.arguments(
+            tiny_file, Path("图 片"), Path("out"), output_name=None, max_train_epochs=None, max_train_steps=2
+        )
+        edit(house / "train_by_toml.sh", config_file="我的.toml", multi_gpu=multi_gpu)
+        (house / "我的.toml").write_text('max_train_steps = 9\noutput_name = "x"\n', encoding="utf-8")
+        ended = run(house / "train_by_toml.sh", *words, *flags, **environment)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout + ended.stderr
+
+    return by_toml
+
+
 @needs_bash
-@pytest.mark.parametrize("multi_gpu", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_train_by_toml_sh_trains_its_file(multi_gpu, house, tiny_file):
-    tiny.write_pictures(house / "图 片")
-    words = tiny.arguments(tiny_file, Path("图 片"), Path("out"), max_train_epochs=None, max_train_steps=2)
-    edit(house / "train_by_toml.sh", config_file="我的.toml", multi_gpu=multi_gpu)
-    (house / "我的.toml").write_text('network_alpha = 2\noutput_name = "x"\n', encoding="utf-8")
-    environment = {"ACCELERATE_USE_CPU": "true"} if multi_gpu else {}
-    ended = run(house / "train_by_toml.sh", *words, **environment)
-    assert ended.returncode == 0, ended.stderr
-    assert ("/ 2 processes" in ended.stdout + ended.stderr) == bool(multi_gpu)
-    metadata = metadata_of(house / "out" / "lora.safetensors")
-    assert (metadata["ss_network_alpha"], metadata["ss_steps"]) == ("2", "2")
+def test_train_by_toml_sh_passes_on_its_file_and_the_flags_behind_it(by_toml, house):
+    assert "2 steps in all" in by_toml("--debug_dataset")
+    assert [path.name for path in (house / "out").iterdir()] == ["x-dataset-000001.png"]
+
+
+@needs_bash
+@pytest.mark.slow
+def test_train_by_toml_sh_trains_in_two_processes(by_toml, house):
+    assert "/ 2 processes" in by_toml(multi_gpu=1, ACCELERATE_USE_CPU="true")
+    assert metadata_of(house / "out" / "x.safetensors")["ss_steps"] == "2"
 
 
 MISTAKES = {

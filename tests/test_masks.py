@@ -13,7 +13,7 @@ from library.dataset.dataset import Example, TrainingDataset, collate
 from library.dataset.sampler import Draw
 from library.dataset.scan import scan_dataset
 from library.errors import UserError
-from library.options.groups import TrainNetworkOptions
+from library.options.groups import DatasetOptions, TrainNetworkOptions
 from library.training.denoising import resized_masks
 from tests import tiny
 from train_network import train
@@ -98,11 +98,22 @@ def test_a_mask_picture_counts_by_its_red_channel(half_transparent):
     assert (mask[:16] == 1).all() and not mask[16:].any()
 
 
+def test_transparency_beside_mask_pictures_is_told_to_have_no_effect(half_transparent):
+    masks = write_masks(half_transparent)
+    dataset = dataset_of(half_transparent, masked_loss=True, conditioning_data_dir=str(masks), alpha_mask=True)
+    assert any("alpha_mask has no effect on" in note for note in dataset.scanned.notes)
+
+
 def test_pictures_without_a_mask_are_named(half_transparent):
     masks = write_masks(half_transparent)
     (masks / "half.png").unlink()
     with pytest.raises(UserError, match="no mask for half.png"):
         dataset_of(half_transparent, masked_loss=True, conditioning_data_dir=str(masks))
+
+
+def test_a_folder_of_masks_that_is_not_there_is_named_with_its_flag():
+    options = TrainNetworkOptions(train_data_dir="x", resolution="96", masked_loss=True, conditioning_data_dir="none")
+    assert DatasetOptions.check(options) == ["--conditioning_data_dir: there is no folder none"]
 
 
 def test_where_only_some_pictures_of_a_batch_have_masks_the_others_count_in_full():

@@ -114,7 +114,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "no model": (None, ["--pretrained_model_name_or_path", "sd/none.ckpt"], r"none\.ckpt.*does not exist"),
     "hub name": (None, ["--pretrained_model_name_or_path", "runwayml/stable-diffusion-v1-5"], r"nothing is downloaded"),
     "refiner": (make_refiner, [], r"a Stable Diffusion XL refiner; this version trains a Stable Diffusion 1\.x"),
-    "bucket steps": (None, ["--enable_bucket", "--bucket_reso_steps", "32"], r"--bucket_reso_steps .* multiple of 64"),
+    "bucket steps": (
+        None, ["--enable_bucket", "--min_bucket_reso", "64", "--bucket_reso_steps", "32"],
+        r"--bucket_reso_steps .* multiple of 64",
+    ),
     "cut model": (cut_model, [], r"model\.safetensors is cut off"),
     "text as model": (lambda p: (p / "model.safetensors").write_text("hello"), [], r"not a safetensors file"),
     "missing folder": (None, ["--train_data_dir", "nowhere"], r"no folder nowhere"),

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from library.families.sd import sd_adapter_targets
 from tests import tiny
+from tests.results import scalars
 from train_network import train
 
 STEPS = 4
@@ -28,19 +28,13 @@ def run(tiny_file, pictures, tmp_path):
     return run
 
 
-def scalars(folder: Path) -> dict[str, list[float]]:
-    (events,) = folder.glob("*/network_train")
-    accumulator = EventAccumulator(str(events)).Reload()
-    return {tag: [event.value for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
-
-
 def up_weights(path: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in load_file(path).items() if "lora_up" in name}
 
 
 def parameter_names() -> list[str]:
     """The trained parameters of the U-Net's network under their names in files, in the optimizer's order."""
-    unet, _, text_encoder = tiny.models()
+    unet, _, (text_encoder,) = tiny.models()
     layers = [target.name for target in sd_adapter_targets(text_encoder, unet, conv=False) if target.part == "unet"]
     return [f"{layer}.{matrix}.weight" for layer in layers for matrix in ("lora_down", "lora_up")]
 

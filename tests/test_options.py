@@ -187,6 +187,7 @@ def test_wrong_value_in_the_file_is_an_error_with_its_line(folder, line, sentenc
         ("seed = 1\nnetwork_dim = \n", "train.toml:2: not valid TOML: Empty value is invalid"),
         ("output_name = cat", "train.toml:1: not valid TOML: 'cat' is not a value; text needs quotes"),
         ("seed = 1\nseed = 2", "train.toml:2: not valid TOML: Duplicate keys!"),
+        ("[a]\nseed = 1\n[a]\nv2 = true", "train.toml:3: not valid TOML: [a] stands twice; put both into one"),
         (
             "text_encoder_lr = [1e-4, 0]",
             "train.toml:1: not valid TOML: a list of mixed types; beside 0.1 write 0.0 for",
@@ -278,7 +279,7 @@ def test_epoch_yields_to_max_train_steps(folder, caplog):
         (["--max_train_epochs", "0"], "--max_train_epochs must be at least 1, got 0"),
         (["--save_every_n_steps", "0"], "--save_every_n_steps must be at least 1, got 0"),
         (["--clip_skip", "0"], "--clip_skip must be at least 1, got 0"),
-        (["--caption_dropout_rate", "1"], "--caption_dropout_rate must be at least 0 and below 1, got 1.0"),
+        (["--caption_dropout_rate", "1.1"], "--caption_dropout_rate must be a share from 0 to 1, got 1.1"),
         (["--seed", "-1"], "--seed must be between 0 and 4294967295, got -1"),
         (["--max_timestep", "1001"], "--max_timestep must be at most 1000, got 1001"),
         (["--cache_latents", "--color_aug"], "--cache_latents does not go with --color_aug: "),
@@ -483,6 +484,12 @@ def test_options_without_effect_are_warned_about_only_when_set():
         "--log_config has no effect without --logging_dir or --log_with",
         "--wandb_run_name has no effect without --log_with wandb",
     ]
+
+
+def test_a_flag_that_datasets_of_a_file_take_is_not_said_to_lack_another():
+    sentence = "--bucket_no_upscale has no effect without --enable_bucket"
+    assert sentence in warnings_for(TrainNetworkOptions(bucket_no_upscale=True))
+    assert warnings_for(TrainNetworkOptions(bucket_no_upscale=True, dataset_config=Path("data.toml"))) == []
 
 
 def test_settings_of_uploads_have_no_effect_without_a_repository_or_states():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
@@ -19,9 +20,10 @@ from library.network_files import read_weights, write_weights
 from library.options.cli import read_options
 from library.options.derived import optimizer_name
 from library.options.groups import SavingOptions, TrainNetworkOptions
+from library.recipes.network import first_state, restore
 from library.training.metadata import TrainingMetadata, file_hashes, model_hashes
 from library.training.optimizers import find_spec
-from library.training.plan import step_plan
+from library.training.plan import StepPlan, step_plan
 from library.training.saving import (
     LoopState,
     OutputNames,
@@ -29,6 +31,7 @@ from library.training.saving import (
     read_state,
     remove_checkpoint,
     remove_state,
+    save_state,
     step_to_remove,
 )
 from tests import tiny
@@ -126,7 +129,37 @@ def test_removing_what_is_there_and_what_is_not(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- the counters of a state -----------------------------------------------------------------------------------------
+# --- where training starts, and the counters of a state --------------------------------------------------------------
+
+
+PLAN = StepPlan(12, batches_per_epoch=6, num_processes=1, accumulation=2, num_epochs=4, max_train_steps=12)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, LoopState(epoch=1, step=0, batch=0, seed=7)),
+        ({"initial_epoch": 3}, LoopState(epoch=3, step=6, batch=0, seed=7)),
+        ({"initial_step": 4}, LoopState(epoch=2, step=4, batch=2, seed=7)),
+        ({"initial_step": 4, "initial_epoch": 9}, LoopState(epoch=2, step=4, batch=2, seed=7)),
+    ],
+)
+def test_counting_begins_where_the_options_say(options, wanted):
+    assert first_state(TrainNetworkOptions(seed=7, **options), PLAN, None) == wanted
+
+
+@pytest.mark.parametrize(("name", "value"), [("initial_step", 12), ("initial_epoch", 5)])
+def test_a_start_behind_the_end_is_a_mistake_of_the_flag_that_was_given(name, value):
+    with pytest.raises(UserError, match=f"--{name} {value} starts at step 12, which is not before the last step, 12"):
+        first_state(TrainNetworkOptions(**{name: value}), PLAN, None)
+
+
+@pytest.mark.parametrize(("batch", "wanted"), [(4, (2, 5, 4)), (6, (3, 6, 0))])
+def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next(batch, wanted, tmp_path):
+    facts = STATE | {"current_step": 3 + batch // 2, "batch_in_epoch": batch}
+    (tmp_path / "train_state.json").write_text(json.dumps(facts))
+    state = first_state(TrainNetworkOptions(), PLAN, tmp_path)
+    assert (state.epoch, state.step, state.batch, state.seed) == (*wanted, 7)
 
 
 def test_state_is_read_back(tmp_path):
@@ -140,6 +173,20 @@ def test_state_that_is_not_whole_is_a_mistake(text, tmp_path):
         (tmp_path / "train_state.json").write_text(text)
     with pytest.raises(UserError, match="--resume: .* is no whole state"):
         read_state(tmp_path)
+
+
+def test_random_numbers_go_on_where_the_state_knows_the_process_and_start_from_the_seed_where_not(tmp_path):
+    accelerator, folder, state = Accelerator(cpu=True), tmp_path / "a-state", LoopState(seed=7)
+    torch.manual_seed(1)
+    save_state(accelerator, folder, state)
+    wanted = torch.rand(3)
+    restore(accelerator, state, folder)
+    assert torch.equal(torch.rand(3), wanted)
+    (folder / "random_states_0.pkl").unlink()  # as for the second process of a run that was saved by one
+    restore(accelerator, state, folder)
+    fresh = torch.rand(3)
+    restore(accelerator, state, None)
+    assert torch.equal(torch.rand(3), fresh)
 
 
 # --- whole or not there ----------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from library.dataset.config import SubsetOptions, folder_notes, parse_repeat_folder, subsets_from_folders
+from library.dataset.config import SubsetOptions
+from library.dataset.repeat_folders import folder_notes, parse_repeat_folder, subsets_from_folders
 from library.dataset.scan import (
     dataset_dirs,
     reg_dataset_dirs,
@@ -105,6 +106,11 @@ def test_folder_one_level_too_deep_points_to_its_parent(tmp_path):
 def test_folder_one_level_too_shallow_points_to_the_right_one(tmp_path):
     picture(tmp_path / "data" / "2_yabin" / "x.png")
     assert f"did you mean {tmp_path / 'data'}?" in folder_problem(tmp_path)
+
+
+def test_folders_of_dates_without_pictures_are_not_taken_for_repeats(tmp_path):
+    (tmp_path / "logs" / "20240101120000").mkdir(parents=True)
+    assert "logs has" not in folder_problem(tmp_path)
 
 
 def test_folder_without_a_number_is_told_its_new_name(tmp_path):

@@ -16,8 +16,8 @@ from library.families.text_memory import TextMemory
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import cache_text
 from tests import tiny
+from tests.results import scalars, weights_equal
 from tests.test_sd import batch
-from tests.test_train_network import scalars, weights_equal
 from train_network import train
 
 CPU = torch.device("cpu")
@@ -123,8 +123,9 @@ def test_the_text_encoder_leaves_the_gpu_and_comes_back_for_previews_alone(cache
     assert {parameter.device.type for parameter in family.text_encoder.parameters()} == {"cpu"}
 
 
-@pytest.mark.parametrize("frozen", [{"network_train_unet_only": True}, {"text_encoder_lr": 0}])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(
+    ("frozen", "precision"), [({"network_train_unet_only": True}, "no"), ({"text_encoder_lr": 0}, "bf16")]
+)
 def test_training_is_the_same_to_the_bit(frozen, precision, tiny_file, pictures, tmp_path, monkeypatch, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat --w 64 --h 64 --s 2 --d 7\n", encoding="utf-8")

@@ -8,22 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from library.errors import UserError
 from tests import tiny
+from tests.results import curves, metadata_of, scalars, weights_equal
 from train_network import train
-
-
-def metadata_of(path: Path) -> dict[str, str]:
-    with safe_open(str(path), "pt") as file:
-        return file.metadata()
-
-
-def weights_equal(first: Path, second: Path) -> bool:
-    a, b = load_file(first), load_file(second)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_writes_exactly_these_files(tiny_file, pictures, tmp_path):
@@ -158,6 +148,19 @@ def test_a_resumed_run_ends_in_the_same_bits(variant, tiny_folder, pictures, tmp
     assert weights_equal(whole / "lora.safetensors", resumed / "lora.safetensors")
 
 
+@pytest.mark.parametrize("num_steps", [8, 3])
+def test_a_finished_run_goes_on_as_if_it_had_been_longer(num_steps, tiny_folder, pictures, tmp_path):
+    common = dict(max_train_epochs=None, shuffle_caption=True, flip_aug=True)
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "long", max_train_steps=10, **common))
+    short = tmp_path / "short"
+    train(
+        tiny.arguments(tiny_folder, pictures, short, max_train_steps=num_steps, save_state_on_train_end=True, **common)
+    )
+    rest = tmp_path / "rest"
+    train(tiny.arguments(tiny_folder, pictures, rest, max_train_steps=10, resume=short / "lora-state", **common))
+    assert weights_equal(tmp_path / "long" / "lora.safetensors", rest / "lora.safetensors")
+
+
 def test_learning_rate_zero_changes_nothing(tiny_file, pictures, tmp_path):
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", learning_rate=1e-30, optimizer_args=["weight_decay=0"]))
     weights = load_file(tmp_path / "out" / "lora.safetensors")
@@ -198,7 +201,8 @@ def test_latents_on_disk_give_the_same_training_as_in_memory(tiny_folder, pictur
     for name in ("writes", "reads"):
         train(tiny.arguments(tiny_folder, pictures, tmp_path / name, flip_aug=True, cache_latents_to_disk=True))
     assert len(list((pictures / "2_cat").glob("*_sd.npz"))) == 4
-    assert weights_equal(tmp_path / "memory" / "lora.safetensors", tmp_path / "writes" / "lora.safetensors")
+    memory, *disk = (tmp_path / name / "lora.safetensors" for name in ("memory", "writes", "reads"))
+    assert all(weights_equal(memory, path) for path in disk)
 
 
 def test_network_weights_are_where_training_starts(tiny_file, pictures, tmp_path):
@@ -241,23 +245,12 @@ def test_bf16_and_long_captions_and_clip_skip_train(tiny_file, pictures, tmp_pat
 
 
 def test_tensorboard_gets_kohyas_tags(tiny_file, pictures, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", logging_dir=tmp_path / "logs", log_prefix="x_"))
-    (folder,) = (tmp_path / "logs").glob("x_*/network_train")
-    events = EventAccumulator(str(folder)).Reload()
-    tags = set(events.Tags()["scalars"])
-    assert tags == {"loss/current", "loss/average", "loss/epoch_average", "lr/textencoder", "lr/unet"}
-    assert [round(event.value, 6) for event in events.Scalars("lr/unet")][-1] == 0.001
-    assert [event.step for event in events.Scalars("loss/current")] == list(range(1, 9))
-
-
-def scalars(folder: Path) -> dict[str, list[float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (run,) = folder.glob("*/network_train")
-    events = EventAccumulator(str(run)).Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert [folder.name[:2] for folder in (tmp_path / "logs").iterdir()] == ["x_"]
+    logged = curves(tmp_path / "logs")
+    assert logged.keys() == {"loss/current", "loss/average", "loss/epoch_average", "lr/textencoder", "lr/unet"}
+    assert logged["lr/unet"][-1][1] == pytest.approx(0.001)
+    assert [step for step, _ in logged["loss/current"]] == list(range(1, 9))
 
 
 def test_no_layer_changes_more_than_scale_weight_norms_allows(tiny_file, pictures, tmp_path):
@@ -328,8 +321,6 @@ def test_vanished_pictures_are_named(tiny_file, pictures, tmp_path):
 def test_nan_latents_are_named_by_picture(tiny_file, pictures, tmp_path):
     weights = load_file(tiny_file)
     weights["first_stage_model.quant_conv.bias"].fill_(float("nan"))
-    from safetensors.torch import save_file
-
     broken = tmp_path / "broken.safetensors"
     save_file(weights, broken)
     with pytest.raises(UserError, match="NaN.*picture 0.png.*no_half_vae"):

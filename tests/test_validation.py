@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from library.dataset.config import DatasetSpec, SubsetOptions
 from library.dataset.scan import ImageRecord, ScannedDataset
@@ -21,6 +18,7 @@ from library.training.denoising import Ddpm, denoising_loss, scaled_latents
 from library.training.validation import validation_timesteps
 from networks.lora import create_network
 from tests import tiny
+from tests.results import curves, metadata_of, weights_equal
 from tests.test_denoising import batch
 from train_network import train
 
@@ -99,16 +97,10 @@ def test_timesteps_divide_the_range():
     assert validation_timesteps(TrainNetworkOptions(min_timestep=100, max_timestep=600)) == [200, 300, 400, 500]
 
 
-def scalars(logs: Path) -> dict[str, list[tuple[int, float]]]:
-    (folder,) = (path.parent for path in logs.rglob("events.out*"))
-    events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
 def run(tiny_file, pictures, folder: Path, **changes) -> tuple[dict, Path]:
     settings = dict(max_train_epochs=2, validation_split=0.25, validation_seed=1, learning_rate=1e-2)
     train(tiny.arguments(tiny_file, pictures, folder, logging_dir=folder / "logs", **settings | changes))
-    return scalars(folder / "logs"), folder / "lora.safetensors"
+    return curves(folder / "logs"), folder / "lora.safetensors"
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -121,10 +113,8 @@ def test_a_run_logs_the_validation_loss_and_trains_the_same(tiny_file, pictures,
     assert [epoch for epoch, _ in logged["loss/validation/epoch_average"]] == [1, 2]
     average, divergence = (logged[f"loss/validation/epoch_{name}"][-1][1] for name in ("average", "divergence"))
     assert average - divergence == pytest.approx(logged["loss/epoch_average"][-1][1], rel=1e-4)
-    trained, undisturbed = load_file(file), load_file(reference)
-    assert all(torch.equal(trained[name], undisturbed[name]) for name in undisturbed)
-    with safe_open(str(file), "pt") as opened:
-        assert opened.metadata()["ss_num_validation_images"] == "1"
+    assert weights_equal(file, reference)
+    assert metadata_of(file)["ss_num_validation_images"] == "1"
 
 
 def test_without_learning_the_validation_loss_stays_where_it_is(tiny_file, pictures, tmp_path):

@@ -16,7 +16,7 @@ PATH = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 HEAD = """# Options of train_network.py
 
 Written from the declarations in `library/options/groups.py` by `tools/write_options_doc.py`; change it there. Every
-flag is also a key of `--config_file`, without the dashes. What is said in *italics* is not acted on yet.
+flag is also a key of `--config_file`, without the dashes. What is said in *italics* is not acted on.
 """
 
 

@@ -19,16 +19,21 @@ def process_caption(
     if _is_dropped(subset, epoch, rng):
         return ""
     caption = _choose_wildcards(caption, rng) if subset.enable_wildcard else caption.split("\n")[0]
-    if subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0:
+    if takes_tags_apart(subset):
         caption = _rearranged(caption, subset, step, max_train_steps, rng)
     if subset.secondary_separator:
         caption = caption.replace(subset.secondary_separator, subset.caption_separator)
     return caption
 
 
+def takes_tags_apart(subset: SubsetOptions) -> bool:
+    """Whether anything is done with single tags; where nothing is, a caption stays in one piece."""
+    return subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0
+
+
 def possible_captions(caption: str, subset: SubsetOptions) -> list[str] | None:
     """All that `process_caption` makes of a caption; None where it changes from draw to draw."""
-    if subset.shuffle_caption or subset.enable_wildcard or subset.caption_tag_dropout_rate or subset.token_warmup_step:
+    if takes_tags_apart(subset) or subset.enable_wildcard:
         return None
     whole = replace(subset, caption_dropout_rate=0.0, caption_dropout_every_n_epochs=0)
     captions = [process_caption(caption, whole, step=0, epoch=1, max_train_steps=1, rng=random.Random(0))]

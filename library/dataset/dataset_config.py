@@ -3,17 +3,18 @@
 A value in a subset goes before one in its dataset, that before `[general]`, and that before the flag of its name.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import toml
-
-from library.dataset.config import INTERPOLATIONS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
+from library.dataset.captions import takes_tags_apart
+from library.dataset.config import INTERPOLATIONS, SPEC_FLAGS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
 from library.dataset.dataset_config_keys import ATTRIBUTES, Table, check_document, tables_of
 from library.errors import UserError
+from library.files import read_user_text
+from library.options.checks import caption_numbers
+from library.options.config_file import parse_json, parse_toml
 from library.options.derived import caches_latents, caption_extension, face_crop_range
 
 WITHOUT_EFFECT = ("network_multiplier",)
@@ -49,7 +50,7 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
         problems += _subset_problems(specs, subsets, options)
     if problems:
         raise UserError(*(f"{path}: {problem}" for problem in problems))
-    for flag in ("train_data_dir", "reg_data_dir", "in_json"):
+    for flag in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir"):
         if getattr(options, flag):
             notes.append(f"--{flag} has no effect beside --dataset_config")
     tables = [table for _, table, _ in tables_of(document)]
@@ -62,19 +63,8 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
 def _parse(path: Path) -> Table:
     if path.suffix.lower() not in (".toml", ".json"):
         raise UserError(f"--dataset_config must be a .toml or .json file, got {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--dataset_config: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--dataset_config: {path} is not in UTF-8; save it with this encoding") from error
-    try:
-        document = toml.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
-    except (toml.TomlDecodeError, json.JSONDecodeError, IndexError) as error:
-        raise UserError(f"--dataset_config: {path} cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise UserError(f"--dataset_config: {path} must hold [general] and [[datasets]]")
-    return document
+    text = read_user_text(path, f"--dataset_config: {path}")
+    return parse_toml(path, text) if path.suffix.lower() == ".toml" else parse_json(path, text)
 
 
 def _places(document: Table) -> Iterator[tuple[Place, list[Place]]]:
@@ -89,21 +79,12 @@ def _places(document: Table) -> Iterator[tuple[Place, list[Place]]]:
 
 
 def _spec(place: Place, options: Any) -> DatasetSpec:
-    resolution = place.value("resolution", options)
-    if isinstance(resolution, list):
-        resolution = ",".join(str(side) for side in resolution)
-    return DatasetSpec(
-        resolution=None if resolution is None else str(resolution),
-        batch_size=place.value("batch_size", options),
-        **{
-            name: place.value(name, options)
-            for name in ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
-        },
-        bucket_no_upscale=place.value("bucket_no_upscale", options),
-        resize_interpolation=place.value("resize_interpolation", options),
-        validation_split=place.value("validation_split", options),
-        validation_seed=place.value("validation_seed", options),
-    )
+    shared = {name: place.value(name, options) for name in SPEC_FLAGS}
+    resolution = shared["resolution"]
+    if resolution is not None:
+        sides = resolution if isinstance(resolution, list) else [resolution]
+        shared["resolution"] = ",".join(str(side) for side in sides)
+    return DatasetSpec(batch_size=place.value("batch_size", options), **shared)
 
 
 def _spec_problems(spec: DatasetSpec, place: Place) -> list[str]:
@@ -137,10 +118,12 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
     problems, seen = [], set()
     for subset in subsets:
         where = f"metadata_file {subset.source}" if subset.metadata_file else f"image_dir {subset.source}"
-        if subset.source is None:
-            problems.append("a subset has no image_dir: the folder of its pictures")
-        elif subset.image_dir and not subset.image_dir.is_dir():
-            problems.append(f"image_dir {subset.image_dir} is not a folder")
+        for key in ("image_dir", "conditioning_data_dir"):
+            folder = getattr(subset, key)
+            if folder and not folder.is_dir():
+                problems.append(f"{key}: there is no folder {folder}")
+        if subset.metadata_file and not subset.metadata_file.is_file():
+            problems.append(f"metadata_file: there is no file {subset.metadata_file}")
         if (subset.dataset, subset.source) in seen:
             problems.append(f"{where} stands twice in one dataset")
         seen.add((subset.dataset, subset.source))
@@ -153,7 +136,15 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
             problems.append(
                 f"{where}: resize_interpolation must be one of {known}, got {subset.resize_interpolation!r}"
             )
+        problems += [f"{where}: {problem}" for problem in _caption_problems(subset)]
         problems += [f"{where}: {problem}" for problem in _crop_problems(subset, specs[subset.dataset], options)]
+    return problems
+
+
+def _caption_problems(subset: SubsetOptions) -> list[str]:
+    problems = [problem.removeprefix("--") for problem in caption_numbers(subset)]
+    if not subset.caption_separator and takes_tags_apart(subset):
+        problems.append("caption_separator is empty, so that there are no tags to shuffle, drop or warm up with")
     return problems
 
 

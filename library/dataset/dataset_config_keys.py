@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from library.options.convert import A_PATH, is_path
+
 BOOL, INT, NUMBER, TEXT, PAIR = "true or false", "a whole number", "a number", "text in quotes", "a list of two numbers"
 SIZE = "a side in pixels, or a list of width and height"
 TABLE = "a table"
@@ -53,10 +55,10 @@ KEYS: dict[str, Key] = {
     "class_tokens": Key(TEXT),
     "cache_info": Key(BOOL),
     "alpha_mask": Key(BOOL, "s"),
-    "image_dir": Key(TEXT, "s"),
+    "image_dir": Key(A_PATH, "s"),
     "is_reg": Key(BOOL, "s"),
-    "metadata_file": Key(TEXT, "s"),
-    "conditioning_data_dir": Key(TEXT, "s"),
+    "metadata_file": Key(A_PATH, "s"),
+    "conditioning_data_dir": Key(A_PATH, "s"),
 }
 ATTRIBUTES = ("diff_output_preservation",)  # keys of custom_attributes that mean something
 NOT_WITH_METADATA_FILE = ("caption_extension", "class_tokens", "cache_info", "is_reg", "conditioning_data_dir")
@@ -75,10 +77,10 @@ def check_document(document: Table) -> list[str]:
     if not isinstance(document.get("general", {}), dict):
         return [*problems, "general must be one table, [general]"]
     datasets = document.get("datasets")
-    if not _is_list_oftables_of(datasets):
+    if not _is_list_of_tables(datasets):
         return [*problems, "there are no datasets; write [[datasets]] and, in each, [[datasets.subsets]]"]
     for index, dataset in enumerate(datasets):
-        if not _is_list_oftables_of(dataset.get("subsets")):
+        if not _is_list_of_tables(dataset.get("subsets")):
             problems.append(f"datasets[{index}] has no subsets; write [[datasets.subsets]] with an image_dir")
     if problems:
         return problems
@@ -86,7 +88,7 @@ def check_document(document: Table) -> list[str]:
     return problems + [problem for index, dataset in enumerate(datasets) for problem in _check_style(index, dataset)]
 
 
-def _is_list_oftables_of(value: Any) -> bool:
+def _is_list_of_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
@@ -125,7 +127,11 @@ def _check_style(index: int, dataset: Table) -> list[str]:
     name, subsets = f"datasets[{index}]", dataset["subsets"]
     num_files = sum(bool(subset.get("metadata_file")) for subset in subsets)
     if num_files == 0:
-        return []
+        return [
+            f"{name}.subsets[{s}] has no image_dir: the folder of its pictures"
+            for s, subset in enumerate(subsets)
+            if not subset.get("image_dir")
+        ]
     if num_files < len(subsets):
         return [
             f"{name}: {num_files} of {len(subsets)} subsets have a metadata_file; "
@@ -149,6 +155,7 @@ def _fits(kind: str, value: Any) -> bool:
         INT: is_int,
         NUMBER: is_number,
         TEXT: isinstance(value, str),
+        A_PATH: isinstance(value, str) and is_path(value),
         TABLE: isinstance(value, dict),
         PAIR: is_pair and all(_fits(NUMBER, item) for item in value),
         SIZE: (is_int and value > 0) or (is_pair and all(_fits(INT, item) and item > 0 for item in value)),

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from library.dataset.scan import exif_orientation
+from library.dataset.picture_files import exif_orientation
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

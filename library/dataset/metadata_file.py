@@ -14,6 +14,7 @@ from typing import Any
 from library.dataset.config import SUBSET_FLAGS, Size, SubsetOptions, is_picture_name
 from library.dataset.folder import Folder
 from library.errors import UserError, quoted_list
+from library.files import read_user_text
 from library.options.derived import face_crop_range
 
 LATENTS_NAME = re.compile(r"(.+)_(\d{4,})x(\d{4,})_sd\.npz")  # as library.dataset.cache names them
@@ -58,12 +59,7 @@ def read_metadata_file(subset: SubsetOptions, latents_suffice: bool = False) -> 
 
 def read_entries(path: Path) -> dict[str, Entry]:
     """Key -> what the file says of it; a UserError names the place of what is damaged."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not in UTF-8; save it with this encoding") from error
+    text = read_user_text(path, str(path))
     entries = dict(_lines(path, text)) if path.suffix.lower() == ".jsonl" else _parsed(path, text)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f'{path} names no pictures; it should hold {{"picture.png": {{"caption": "..."}}}} and so on')

@@ -1,26 +1,22 @@
 """From folders to records: every picture's size and caption, found and checked without decoding a pixel."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
-
-from library.dataset.config import DatasetSpec, Size, SubsetOptions, folder_notes, spec_from_flags, subsets_from_folders
+from library.dataset.captions import takes_tags_apart
+from library.dataset.config import DatasetSpec, Size, SubsetOptions, spec_from_flags
 from library.dataset.dataset_config import read_dataset_config
 from library.dataset.faces import face_of
 from library.dataset.folder import Folder, read_folder
 from library.dataset.info_cache import write_info
 from library.dataset.metadata_file import read_metadata_file, subset_of_in_json
+from library.dataset.picture_files import Progress, decode_pictures, unreadable_reason, upright_size
+from library.dataset.repeat_folders import folder_notes, subsets_from_folders
 from library.errors import UserError, quoted_list
-
-Progress = Callable[[int, int], None]  # called with pictures done and pictures in all
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,8 @@ def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDatas
         specs, subsets, notes = [spec_from_flags(options)], subsets_from_folders(options), folder_notes(options)
     scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk)
     scanned = replace(scanned, specs=specs)
-    return replace(scanned, notes=notes + scanned.notes + _face_crop_notes(scanned))
+    notes = notes + scanned.notes + _face_crop_notes(scanned) + _separator_notes(scanned) + _mask_notes(subsets)
+    return replace(scanned, notes=notes)
 
 
 def scan(
@@ -84,25 +81,36 @@ def scan(
             if progress:
                 progress(len(records) + len(unreadable), num_pictures)
     if unreadable:  # say at once what else is damaged
-        unreadable += _decoded(records)[1]
+        unreadable += decode_pictures(paths_of(records))[1]
     problems = [_unreadable(sorted(unreadable))] if unreadable else []
     problems += [problem for folder in folders for problem in folder.problems]
     if not problems and not any(folder.pictures for folder in folders if not folder.subset.is_reg):
-        problems.append(f"there are no pictures in {quoted_list([str(s.source) for s in subsets if not s.is_reg])}")
+        problems.append(_no_pictures([str(subset.source) for subset in subsets if not subset.is_reg]))
     if problems:
         raise UserError(*problems)
     notes = [note for folder in folders for note in folder.notes]
     return ScannedDataset([folder.subset for folder in folders], records, notes)
 
 
+def _no_pictures(sources: list[str]) -> str:
+    if not sources:
+        return "all subsets hold regularisation pictures (is_reg = true); at least one must hold what is trained"
+    return f"there are no pictures in {quoted_list(sources)}"
+
+
 def verify_pictures(
     records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
 ) -> dict[Path, Size]:
     """Decode every picture once and return their sizes; all that are damaged are named in one UserError."""
-    sizes, damaged = _decoded(records, num_threads, progress)
+    sizes, damaged = decode_pictures(paths_of(records), num_threads, progress)
     if damaged:
         raise UserError(_unreadable(damaged))
     return sizes
+
+
+def paths_of(records: Iterable[ImageRecord]) -> set[Path]:
+    """The pictures that are there."""
+    return {record.path for record in records if not record.is_gone}
 
 
 def with_sizes(scanned: ScannedDataset, sizes: dict[Path, Size]) -> ScannedDataset:
@@ -124,13 +132,6 @@ def write_info_caches(scanned: ScannedDataset) -> list[str]:
             mine = [(r.path, r.caption, r.size_wh) for r in scanned.records if r.subset == index]
             notes += write_info(subset.image_dir, mine)
     return notes
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8 of a just opened picture, from its header alone."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif() would decode the whole picture to look behind its pixels
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def tag_frequency(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
@@ -156,6 +157,30 @@ def dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
 def reg_dataset_dirs(scanned: ScannedDataset) -> dict[str, dict[str, int]]:
     """Repeats and pictures of each regularisation folder, for the metadata."""
     return _dirs(scanned, is_reg=True)
+
+
+def _mask_notes(subsets: list[SubsetOptions]) -> list[str]:
+    return [
+        f"alpha_mask has no effect on {subset.source}: its masks are in {subset.conditioning_data_dir}"
+        for subset in subsets
+        if subset.alpha_mask and subset.conditioning_data_dir
+    ]
+
+
+def _separator_notes(scanned: ScannedDataset) -> list[str]:
+    """A sentence for each subset whose captions keep the mark that keep_tokens_separator puts into them."""
+    left = {
+        record.subset: mark
+        for record in scanned.records
+        if (mark := scanned.subsets[record.subset].keep_tokens_separator)
+        and mark in record.caption
+        and not takes_tags_apart(scanned.subsets[record.subset])
+    }
+    return [
+        f"keep_tokens_separator {mark} stays in the captions of {scanned.subsets[index].source}: "
+        "only shuffle_caption, caption_tag_dropout_rate and token_warmup_step take it out"
+        for index, mark in left.items()
+    ]
 
 
 def _face_crop_notes(scanned: ScannedDataset) -> list[str]:
@@ -190,65 +215,13 @@ def _record(folder: Folder, index: int, name: str) -> ImageRecord:
     path, caption = folder.path(name), folder.captions.get(name)
     return ImageRecord(
         path=path,
-        size_wh=folder.sizes.get(name) or _upright_size(path),
+        size_wh=folder.sizes.get(name) or upright_size(path),
         caption=(folder.subset.class_tokens or "") if caption is None else caption,
         caption_found=caption is not None,
         subset=index,
         mask_path=folder.masks.get(name),
         is_gone=name in folder.gone,
     )
-
-
-def _upright_size(path: Path) -> Size:
-    with Image.open(path) as image:
-        return _upright(image)
-
-
-def _upright(image: Image.Image) -> Size:
-    width, height = image.size
-    return (height, width) if exif_orientation(image) >= 5 else (width, height)
-
-
-def _decoded(
-    records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
-) -> tuple[dict[Path, Size], list[str]]:
-    """The size of each picture, and paths, with reasons, of those that do not decode."""
-    paths = sorted({record.path for record in records if not record.is_gone})
-    sizes, damaged = {}, []
-    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, result) in enumerate(zip(paths, pool.map(_size_or_damage, paths), strict=True), start=1):
-            if isinstance(result, str):
-                damaged.append(f"{path} ({result})")
-            else:
-                sizes[path] = result
-            if progress:
-                progress(done, len(paths))
-    return sizes, damaged
-
-
-def _size_or_damage(path: Path) -> Size | str:
-    try:
-        with Image.open(path) as image:
-            size_wh = _upright(image)
-            image.draft(image.mode, (1, 1))  # JPEG: read all of the file, but build a small picture
-            image.load()
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        return unreadable_reason(path, error)
-    return size_wh
-
-
-def unreadable_reason(path: Path, error: Exception) -> str:
-    """Why a picture could not be opened or decoded, in a few words."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels; make it smaller"
-    if isinstance(error, FileNotFoundError):
-        return "the file is not there any more"
-    with suppress(OSError):
-        if path.stat().st_size == 0:
-            return "the file is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture that Pillow knows"
-    return str(error) or type(error).__name__
 
 
 def _by(size_wh: Size) -> str:

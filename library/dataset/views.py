@@ -12,8 +12,9 @@ from library.dataset.buckets import BucketChoice
 from library.dataset.captions import process_caption
 from library.dataset.config import Size, SubsetOptions
 from library.dataset.faces import face_crop, face_of
+from library.dataset.picture_files import unreadable_reason
 from library.dataset.sampler import Draw
-from library.dataset.scan import ScannedDataset, unreadable_reason
+from library.dataset.scan import ScannedDataset
 from library.errors import UserError
 
 

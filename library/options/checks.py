@@ -34,6 +34,24 @@ def rates(options: Any, *names: str) -> list[str]:
     ]
 
 
+def shares(options: Any, *names: str) -> list[str]:
+    """A sentence for each given share outside [0, 1]."""
+    return [
+        f"--{name} must be a share from 0 to 1, got {getattr(options, name)}"
+        for name in names
+        if not 0 <= getattr(options, name) <= 1
+    ]
+
+
+def caption_numbers(options: Any) -> list[str]:
+    """Sentences on numbers that say how captions are used, in flags or in a subset of --dataset_config."""
+    return [
+        *at_least(options, 0, "keep_tokens", "token_warmup_min", "token_warmup_step"),
+        *at_least(options, 0, "caption_dropout_every_n_epochs"),
+        *shares(options, "caption_dropout_rate", "caption_tag_dropout_rate"),
+    ]
+
+
 def existing_file(name: str, path: str | None) -> list[str]:
     """A sentence where the given path is not a file."""
     return [] if not path or Path(path).is_file() else [f"--{name}: there is no file {path}"]

@@ -19,12 +19,13 @@ NEVER_WRITTEN = ("config_file", "output_config", *SECRETS)
 REASONS = (  # the parser's words -> ours
     (
         r"(?:invalid literal for int|could not convert string to float).*?: (.*)",
-        r"\1 is not a value; text needs quotes",
+        r"\1 is not a value; text needs quotes, a list brackets",
     ),
     (
         r"Invalid date or number.*|This float doesn't have.*",
         "a value that is neither text in quotes, a number, true nor false",
     ),
+    (r"What\? (\S+) already exists\?.*", r"[\1] stands twice; put both into one"),
     (r"Not a homogeneous array.*", "a list of mixed types; beside 0.1 write 0.0 for 0 and 1.0 for 1"),
 )
 ALIASES_THAT_YIELD = {"epoch": "max_train_steps"}  # tools that write both have computed the steps from the epochs
@@ -53,7 +54,7 @@ def is_json(config_file: str) -> bool:
 def read_config(path: Path) -> dict[str, Given]:
     """All keys of a file; one level of tables is flattened, and of keys that are there twice the last counts."""
     text = _read_text(path)
-    parse, lines_of_keys = (_parse_json, _lines_of_json_keys) if is_json(path.name) else (parse_toml, _lines_of_keys)
+    parse, lines_of_keys = (parse_json, _lines_of_json_keys) if is_json(path.name) else (parse_toml, _lines_of_keys)
     lines = lines_of_keys(text)
     given = {}
     for key, value in parse(path, text).items():
@@ -75,14 +76,14 @@ def _read_text(path: Path) -> str:
         raise UserError(f"--config_file: cannot read {path}: {error.strerror}") from None
 
 
-def _parse_json(path: Path, text: str) -> dict[str, Any]:
+def parse_json(path: Path, text: str) -> dict[str, Any]:
     """The keys of an object; null is "not given"."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a configuration in JSON is an object of options, {{...}}")
+        raise UserError(f"{path}: a configuration in JSON is an object, {{...}}")
     return {key: value for key, value in values.items() if value is not None}
 
 

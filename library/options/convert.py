@@ -15,6 +15,11 @@ WRITTEN_FOR_UNSET = {  # what other tools write for the default, or kohya takes 
 }
 SAME_VALUES = {("max_token_length", "255"): 225}  # kohya trains 3 chunks of 75 tokens with either
 
+A_PATH = (
+    "a path without control characters (in double quotes TOML reads \\t and \\n as tab and line end: "
+    "write Windows paths in single quotes or with /)"
+)
+
 
 class Mismatch(ValueError):
     """A value that its flag cannot take; the message completes "NAME must be ..."."""
@@ -109,12 +114,14 @@ def _to_text(value: Any) -> str:
 
 def _to_path(value: Any) -> str:
     text = _to_text(value)
-    if any(ord(character) < 32 for character in text):
-        raise Mismatch(
-            "a path without control characters (in double quotes TOML reads \\t and \\n as tab and line end: "
-            "write Windows paths in single quotes or with /)"
-        )
+    if not is_path(text):
+        raise Mismatch(A_PATH)
     return text
+
+
+def is_path(text: str) -> bool:
+    """Whether a text may be a path: one with control characters is a Windows path in the wrong quotes."""
+    return all(ord(character) >= 32 for character in text)
 
 
 def _to_prompts(value: Any) -> str:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.errors import quoted_list
-from library.options.checks import above_zero, at_least, conflict, existing_dir, existing_file, problems_of, rates
+from library.options.checks import (
+    above_zero,
+    at_least,
+    caption_numbers,
+    conflict,
+    existing_dir,
+    existing_file,
+    problems_of,
+    rates,
+)
 from library.options.derived import (
     PROMPT_SUFFIXES,
     caches_latents,
@@ -174,11 +183,11 @@ class DatasetOptions(OptionGroup):
 
     def _check_numbers(self) -> list[str]:
         return [
-            *at_least(self, 1, "dataset_repeats", "vae_batch_size", "train_batch_size", "token_warmup_min"),
+            *at_least(self, 1, "dataset_repeats", "vae_batch_size", "train_batch_size"),
             *at_least(self, 1, "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"),
-            *at_least(self, 0, "keep_tokens", "token_warmup_step", "caption_dropout_every_n_epochs"),
             *at_least(self, 0, "max_data_loader_n_workers"),
-            *rates(self, "caption_dropout_rate", "caption_tag_dropout_rate", "validation_split"),
+            *caption_numbers(self),
+            *rates(self, "validation_split"),
         ]
 
     def _check_required(self) -> list[str]:
@@ -186,8 +195,10 @@ class DatasetOptions(OptionGroup):
             advice = "its pictures are masked by their transparency, with --alpha_mask"
             masks = conflict(self, "in_json", "conditioning_data_dir", advice)
             return [*existing_file("in_json", self.in_json), *masks]
-        if self.train_data_dir or self.dataset_config:
+        if self.dataset_config:
             return []
+        if self.train_data_dir:
+            return existing_dir("conditioning_data_dir", self.conditioning_data_dir) if self.masked_loss else []
         return ["--train_data_dir (or --dataset_config) is required: the folder of the training pictures"]
 
     def _check_latent_cache(self) -> list[str]:

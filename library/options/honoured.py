@@ -40,7 +40,6 @@ ONLY_WITH = {
     "sample_at_first": "sample_prompts",
     "noise_offset_random_strength": "noise_offset",
     "ip_noise_gamma_random_strength": "ip_noise_gamma",
-    "bucket_no_upscale": "enable_bucket",
     "conditioning_data_dir": "masked_loss",
     "log_prefix": "logging_dir",
     "huggingface_repo_type": "huggingface_repo_id",
@@ -96,6 +95,8 @@ def warnings_for(options: Any) -> list[str]:
         for name, other in NOT_BESIDE.items()
         if getattr(options, name) != flags[name].default and getattr(options, other)
     ]
+    if options.bucket_no_upscale and not (options.enable_bucket or options.dataset_config):
+        warnings.append("--bucket_no_upscale has no effect without --enable_bucket")
     if options.dataset_repeats != 1 and not (options.in_json or options.dataset_config):
         warnings.append("--dataset_repeats has no effect: the repeats are in the folder names")
     if options.in_json and not options.dataset_config:

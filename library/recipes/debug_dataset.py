@@ -1,7 +1,6 @@
 """Showing what the dataset yields instead of training: `--debug_dataset`. Needs no torch."""
 
 import logging
-import os
 from pathlib import Path
 
 from library.dataset.sampler import sampler_of
@@ -11,6 +10,7 @@ from library.errors import quoted_list
 from library.options.groups import TrainNetworkOptions
 from library.pictures import write_picture
 from library.preflight import Preflight
+from library.training.plan import is_main_process
 from library.training.reports import aligned
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def show_dataset(options: TrainNetworkOptions, checked: Preflight) -> list[Path]:
     """Print the captions of the first epoch and draw its pictures, batch by batch; returns the sheets' paths."""
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not is_main_process():
         return []
     if options.seed is None:
         logger.info("without --seed every run has its own order; this is that of --seed 0")

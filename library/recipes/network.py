@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -13,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from library.dataset.dataset import TrainingDataset
 from library.errors import UserError
 from library.families import family_class
+from library.families.base import ModelFamily
 from library.options.derived import (
     DEFAULT_NETWORK,
     caches_latents,
@@ -70,42 +72,24 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     arguments = network_arguments(options)
     algorithm.check_arguments(arguments)
     state = first_state(options, plan, checked.resume)
-    accelerator = build_accelerator(options)
-    check_compiler(options, accelerator.device)
-    (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
-    set_seed(state.seed)
+    accelerator = start_accelerator(options, state)
 
-    family = family_class(checked.family)(options, accelerator.device, weight_dtype(options))
-    choose_attention(family.unet, options, accelerator.device)
-    merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
-    store_in_fp8(family, options)
+    family = load_family(options, checked.family, accelerator.device)
     network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
-    groups = network.param_groups(*learning_rates(options))
-    if not groups:
-        raise UserError("nothing is trained: all learning rates, times their weights in --network_args, are 0")
+    groups = trained_groups(network, options)
     parts = trained_parts(network, groups)
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
     scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps, plan.num_processes)
 
-    dataset = TrainingDataset(checked.scanned, options, state.seed, plan.max_train_steps)
-    held_out = checked.validation and TrainingDataset(checked.validation, options, state.seed, plan.max_train_steps)
-    datasets = [dataset, held_out] if held_out else [dataset]
-    if caches_latents(options):
-        for pictures in datasets:
-            cache_latents(pictures, family, options, accelerator)
-        family.vae.release()
+    dataset, held_out = build_datasets(options, checked, state.seed)
+    datasets = [dataset] if held_out is None else [dataset, held_out]
+    cache_latents_of(datasets, family, options, accelerator)
 
     network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
-    if options.gradient_checkpointing:
-        family.enable_gradient_checkpointing(checkpoint_function(options))
-    compile_unet(family.unet, options)
-    if checked.resume:
-        saving.load_state(accelerator, checked.resume)
-        logger.info("going on from step %d of epoch %d", state.step, state.epoch)
-    else:
-        torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
+    prepare_unet(family, options)
+    restore(accelerator, state, checked.resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
         cache_text(datasets, family, accelerator)
@@ -119,12 +103,77 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     start_trackers(accelerator, options)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
-    validation = Validation(held_out, options, accelerator) if held_out else None
+    validation = None if held_out is None else Validation(held_out, options, accelerator)
     with logging_redirect_tqdm():
         state = run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, state, validation)
     path = recipe.finish(state)
     accelerator.end_training()
     return path
+
+
+def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Accelerator:
+    """Device and processes, all of them seeded with the seed of the first."""
+    accelerator = build_accelerator(options)
+    check_compiler(options, accelerator.device)
+    (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
+    set_seed(state.seed)
+    return accelerator
+
+
+def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -> ModelFamily:
+    """The base model as adapters find it: --base_weights are merged before it is stored in fewer bits."""
+    family = family_class(name)(options, device, weight_dtype(options))
+    choose_attention(family.unet, options, device)
+    merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
+    store_in_fp8(family, options)
+    return family
+
+
+def trained_groups(network: nn.Module, options: TrainNetworkOptions) -> list[dict]:
+    """The parameters to train, in groups of one learning rate; UserError where there are none."""
+    groups = network.param_groups(*learning_rates(options))
+    if not groups:
+        raise UserError("nothing is trained: all learning rates, times their weights in --network_args, are 0")
+    return groups
+
+
+def build_datasets(
+    options: TrainNetworkOptions, checked: Preflight, seed: int
+) -> tuple[TrainingDataset, TrainingDataset | None]:
+    """The pictures to train, and those that are held out, where there are any."""
+    dataset, held_out = (
+        scanned and TrainingDataset(scanned, options, seed, checked.plan.max_train_steps)
+        for scanned in (checked.scanned, checked.validation)
+    )
+    return dataset, held_out
+
+
+def cache_latents_of(
+    datasets: list[TrainingDataset], family: ModelFamily, options: TrainNetworkOptions, accelerator: Accelerator
+) -> None:
+    """Compute all latents now, where they are cached, so that the VAE can leave the device."""
+    if caches_latents(options):
+        for dataset in datasets:
+            cache_latents(dataset, family, options, accelerator)
+        family.vae.release()
+
+
+def prepare_unet(family: ModelFamily, options: TrainNetworkOptions) -> None:
+    """How the U-Net runs, with the network attached: with checkpoints, compiled."""
+    if options.gradient_checkpointing:
+        family.enable_gradient_checkpointing(checkpoint_function(options))
+    compile_unet(family.unet, options)
+
+
+def restore(accelerator: Accelerator, state: LoopState, folder: Path | None) -> None:
+    """Go on from a state, or from the seed; whatever has drawn random numbers before changes nothing after this.
+
+    Each process draws noise of its own, also one more than the state was saved by.
+    """
+    torch.manual_seed(state.seed + accelerator.process_index)
+    if folder:
+        saving.load_state(accelerator, folder)
+        logger.info("going on from step %d of epoch %d", state.step, state.epoch)
 
 
 def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | None) -> LoopState:
@@ -142,7 +191,11 @@ def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | Non
     if options.initial_step is None and options.initial_epoch is not None:
         step = (options.initial_epoch - 1) * plan.steps_per_epoch
     if step >= plan.max_train_steps:
-        raise UserError(f"--initial_step {step} is not before the last step, {plan.max_train_steps}")
+        name = "initial_epoch" if options.initial_step is None else "initial_step"
+        raise UserError(
+            f"--{name} {getattr(options, name)} starts at step {step}, "
+            f"which is not before the last step, {plan.max_train_steps}"
+        )
     epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
     return LoopState(epoch + 1, step, step_in_epoch * plan.accumulation, seed)
 

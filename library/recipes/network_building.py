@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
@@ -83,7 +84,7 @@ def merge_base_weights(algorithm: ModuleType, family: ModelFamily, options: Netw
         logger.info("merged into the base model: %d layers of %s, times %g", len(network.adapters()), path, multiplier)
 
 
-def wanted_targets(targets, options: NetworkOptions) -> list[AdapterTarget]:
+def wanted_targets(targets: Iterable[AdapterTarget], options: NetworkOptions) -> list[AdapterTarget]:
     """Without the parts that the user does not train."""
     if options.network_train_unet_only:
         return [target for target in targets if target.part == "unet"]

@@ -123,9 +123,9 @@ def run(
         if validation and validation.due_at_epoch(state.epoch):
             validate(recipe, validation, losses, accelerator, "epoch", state.epoch)
         recipe.epoch_finished(state)
-        state.epoch, state.batch = state.epoch + 1, 0
+        if state.step < plan.max_train_steps:  # else the place stays, for a longer run to go on from
+            state.epoch, state.batch = state.epoch + 1, 0
     bar.close()
-    state.epoch -= 1
     return state
 
 

@@ -1,7 +1,7 @@
 """What the loop asks of a run that trains an adapter network: its loss, and what to write when."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +99,8 @@ class NetworkRecipe:
         return self.limited_norms.logged() if self.limited_norms else {}
 
     def training_mode(self) -> None:
-        self.network.train()
+        if not self.network.training:  # it takes milliseconds, and is asked for before every batch
+            self.network.train()
         if self.spec.schedule_free:
             self.optimizer.train()
 
@@ -125,7 +126,14 @@ class NetworkRecipe:
             self.save(self.names.epoch(state.epoch), state, epoch=state.epoch)
             self.remove(self.names.epoch, saving.epoch_to_remove, state.epoch, self.every_n_epochs, "epochs")
 
-    def remove(self, name_of, which, now: int, every: int, unit: str) -> None:
+    def remove(
+        self,
+        name_of: Callable[[int], Path],
+        which: Callable[[int, int, int | None], int | None],
+        now: int,
+        every: int,
+        unit: str,
+    ) -> None:
         """Remove the checkpoint and the state that have become too old."""
         if not self.accelerator.is_main_process:
             return
@@ -137,7 +145,7 @@ class NetworkRecipe:
         if gone_state is not None:
             self.remove_file(self.names.state_of(name_of(gone_state)), saving.remove_state)
 
-    def remove_file(self, path: Path, remove) -> None:
+    def remove_file(self, path: Path, remove: Callable[[Path], None]) -> None:
         if self.uploads:
             self.uploads.wait_for(path)
         remove(path)

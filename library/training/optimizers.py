@@ -55,8 +55,6 @@ OPTIMIZERS = {
     "AdamWScheduleFree": OptimizerSpec("schedulefree.AdamWScheduleFree", package="schedulefree", schedule_free=True),
     "SGDScheduleFree": OptimizerSpec("schedulefree.SGDScheduleFree", package="schedulefree", schedule_free=True),
 }
-
-
 ALWAYS_INSTALLED = ("torch", "transformers")
 
 

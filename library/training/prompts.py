@@ -9,6 +9,7 @@ from pathlib import Path
 import toml
 
 from library.errors import UserError
+from library.files import read_user_text
 from library.options.derived import names_prompt_file
 from library.options.groups import MAX_SEED, SAMPLERS
 
@@ -46,6 +47,7 @@ LINE_OPTIONS = {
 }
 OTHER_FAMILIES_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")  # of FLUX, ControlNet and others; no meaning for SD
 FILE_KEYS = {"prompt": str} | {field: kind for _, field, kind in LINE_OPTIONS.values()}
+OTHER_FAMILIES_KEYS = {"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"}
 TYPE_NAMES = {str: "text", int: "a whole number", float: "a number"}
 
 
@@ -58,11 +60,9 @@ def prompts_of(sample_prompts: str) -> list[SamplePrompt]:
 
 def read_prompts(path: Path) -> list[SamplePrompt]:
     """The prompts of a .txt, .toml or .json file; UserError names file and line of what cannot be read."""
+    text = read_user_text(path, f"--sample_prompts: {path}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
         entries = READERS[path.suffix.lower()](text, str(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"--sample_prompts: {path} is not in UTF-8; save it with this encoding") from error
     except (toml.TomlDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"--sample_prompts: {path} cannot be read: {error}") from error
     return checked(entries, str(path))
@@ -127,11 +127,7 @@ def parse_line(line: str, where: str) -> SamplePrompt:
 
 
 def parse_table(table: dict, place: str) -> SamplePrompt:
-    unknown = (
-        set(table)
-        - set(FILE_KEYS)
-        - {"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"}
-    )
+    unknown = set(table) - set(FILE_KEYS) - OTHER_FAMILIES_KEYS
     if unknown or "prompt" not in table:
         what = f"unknown key {sorted(unknown)[0]}" if unknown else "an entry has no prompt"
         raise UserError(f"--sample_prompts: {place}: {what}")

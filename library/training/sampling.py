@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.families.base import Conds, ModelFamily
 from library.pictures import labelled_sheet, write_picture
@@ -109,7 +109,9 @@ def save_samples(
     return paths
 
 
-def before_after_sheet(family: ModelFamily, network, prompts: list[SamplePrompt], default_sampler: str) -> Image.Image:
+def before_after_sheet(
+    family: ModelFamily, network: nn.Module, prompts: list[SamplePrompt], default_sampler: str
+) -> Image.Image:
     """The prompts without (above) and with (below) the network, the same seeds in both rows."""
     prompts = [prompt if prompt.seed is not None else replace(prompt, seed=prompt.enum) for prompt in prompts]
     rows = []

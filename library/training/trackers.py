@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Tracker:
     def finish(self) -> None:
         self._attempt(self.close)
 
-    def _attempt(self, write, *arguments) -> None:
+    def _attempt(self, write: Callable[..., None], *arguments: object) -> None:
         if self.failed:
             return
         try:

@@ -1,0 +1,73 @@
+"""Picture files as they are found: their size upright, whether they decode, and why not."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from library.dataset.config import Size
+
+Progress = Callable[[int, int], None]  # called with pictures done and pictures in all
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8 of a just opened picture, from its header alone."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # getexif() would decode the whole picture to look behind its pixels
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def upright_size(path: Path) -> Size:
+    """A picture's size as it is seen, from its header."""
+    with Image.open(path) as image:
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Size:
+    width, height = image.size
+    return (height, width) if exif_orientation(image) >= 5 else (width, height)
+
+
+def decode_pictures(
+    paths: Iterable[Path], num_threads: int | None = None, progress: Progress | None = None
+) -> tuple[dict[Path, Size], list[str]]:
+    """The size of each picture, and paths, with reasons, of those that do not decode."""
+    paths = sorted(set(paths))
+    sizes, damaged = {}, []
+    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
+        for done, (path, result) in enumerate(zip(paths, pool.map(_size_or_damage, paths), strict=True), start=1):
+            if isinstance(result, str):
+                damaged.append(f"{path} ({result})")
+            else:
+                sizes[path] = result
+            if progress:
+                progress(done, len(paths))
+    return sizes, damaged
+
+
+def _size_or_damage(path: Path) -> Size | str:
+    try:
+        with Image.open(path) as image:
+            size_wh = _upright(image)
+            image.draft(image.mode, (1, 1))  # JPEG: read all of the file, but build a small picture
+            image.load()
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        return unreadable_reason(path, error)
+    return size_wh
+
+
+def unreadable_reason(path: Path, error: Exception) -> str:
+    """Why a picture could not be opened or decoded, in a few words."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels; make it smaller"
+    if isinstance(error, FileNotFoundError):
+        return "the file is not there any more"
+    with suppress(OSError):
+        if path.stat().st_size == 0:
+            return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that Pillow knows"
+    return str(error) or type(error).__name__
