@@ -84,6 +84,13 @@ def test_the_launch_line_of_several_gpus_trains_in_two_processes(request, tmp_pa
     assert (metadata["ss_steps"], metadata["ss_total_batch_size"]) == ("2", "4")
 
 
+def toy_model(wanted: dict) -> str:
+    """The fixture of the toy model that an example is for."""
+    if "sdxl" in wanted["pretrained_model_name_or_path"]:
+        return "tiny_sdxl_file"
+    return "tiny_sd2_file" if wanted.get("v2") else "tiny_file"
+
+
 def words_for(example: str, request: pytest.FixtureRequest, folder: Path) -> list[str]:
     """The command line that trains an example for two steps on a toy model and toy pictures made in `folder`."""
     wanted = toml.load(EXAMPLES / example)
@@ -94,7 +101,7 @@ def words_for(example: str, request: pytest.FixtureRequest, folder: Path) -> lis
     pictures = tiny.write_pictures(folder / "train")
     (folder / "prompts.txt").write_text("a cat --w 64 --h 64 --s 1\n", encoding="utf-8")
     replaced = {
-        "pretrained_model_name_or_path": request.getfixturevalue("tiny_sd2_file" if wanted.get("v2") else "tiny_file"),
+        "pretrained_model_name_or_path": request.getfixturevalue(toy_model(wanted)),
         "output_dir": folder / "out",
         "output_name": "example",
         "max_train_epochs": "",
