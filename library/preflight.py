@@ -1,6 +1,7 @@
 """Everything that can be checked before torch is imported: all mistakes in one list, and what a run will do."""
 
 import difflib
+import importlib
 import importlib.util
 import logging
 import os
@@ -26,7 +27,7 @@ from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind
 from library.families.agreement import model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
-from library.options.derived import caches_text, network_arguments, optimizer_name
+from library.options.derived import caches_text, network_arguments, network_module, optimizer_name
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
 from library.options.launch import launch_problems, launch_warnings
@@ -77,7 +78,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         problems.extend(check_writable("logging_dir", options.logging_dir))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(optimizer_name(options)))
-    attempt(network_arguments, options)
+    attempt(check_network_arguments, options)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     if is_main_process():
         attempt(check_trackers, options)
@@ -213,6 +214,14 @@ def check_network_module(name: str | None) -> list[str]:
     near = difflib.get_close_matches(inside[-1], there, 1)
     hint = f"; did you mean {'.'.join([package, *inside[:-1], near[0]])}?" if near else ""
     return [f"--network_module: there is no module {name}{hint}"]
+
+
+def check_network_arguments(options: TrainNetworkOptions) -> None:
+    """UserError for --network_args that the network cannot take, as far as that can be told without torch."""
+    arguments = network_arguments(options)
+    name = f"{network_module(options)}_arguments"
+    if name.startswith("networks.") and importlib.util.find_spec(name):
+        importlib.import_module(name).check_arguments(arguments)
 
 
 def makes_networks(path: Path) -> bool:

@@ -11,29 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.errors import UserError
 from library.families.base import AdapterTarget
 from library.families.blocks import BlockLayout
 from library.network_files import read_weights
 from networks import blocks
-from networks.arguments import read_arguments
 from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
+from networks.lora_arguments import RANK_ARGUMENTS, read
+from networks.lora_arguments import check_arguments as check_arguments
+from networks.lora_arguments import wants_convolutions as wants_convolutions
 from networks.param_groups import LearningRateRules
 
 logger = logging.getLogger(__name__)
-
-ARGUMENTS = {
-    **blocks.ARGUMENTS,
-    "conv_dim": int,
-    "conv_alpha": float,
-    "dropout": float,
-    "rank_dropout": float,
-    "module_dropout": float,
-    "loraplus_lr_ratio": float,
-    "loraplus_unet_lr_ratio": float,
-    "loraplus_text_encoder_lr_ratio": float,
-}
-RANK_ARGUMENTS = ("conv_dim", "conv_alpha", *blocks.RANK_ARGUMENTS)  # what a file knows by itself
 
 
 class LoraAdapter(Adapter):
@@ -111,7 +99,7 @@ def create_network(
     Layers that are not Linear or 1x1 take `conv_dim` and `conv_alpha`, and are left alone without them. A block of the
     U-Net whose learning rate has the weight 0 is left alone too.
     """
-    given = read_arguments("networks.lora", ARGUMENTS, network_args)
+    given = read(network_args)
     layout = layout_of(targets)
     blocks.check_layout(given, layout)
     weights = blocks.block_lr_weights(given, layout)
@@ -136,7 +124,7 @@ def create_network_from_weights(
     targets: list[AdapterTarget], path: Path, neuron_dropout: float | None = None, **network_args: str
 ) -> AdapterNetwork:
     """The network of a file: its layers, ranks, alphas and weights; of `network_args` the others still count."""
-    given = read_arguments("networks.lora", ARGUMENTS, network_args)
+    given = read(network_args)
     unused = [name for name in RANK_ARGUMENTS if name in given]
     if unused:
         logger.warning("network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(unused), path)
@@ -185,26 +173,3 @@ def learning_rate_rules(given: dict, block_weights: list[float] | None) -> Learn
         "unet": given.get("loraplus_unet_lr_ratio", general),
     }
     return LearningRateRules({name: ratio for name, ratio in ratios.items() if ratio is not None}, block_weights)
-
-
-def check_arguments(network_args: dict[str, str]) -> None:
-    """UserError where `--network_args` has something that is not for LoRA."""
-    given = read_arguments("networks.lora", ARGUMENTS, network_args)
-    needs = {
-        "conv_alpha": ("conv_dim", "conv_block_dims"),
-        "conv_block_alphas": ("conv_dim", "conv_block_dims"),
-        "block_lr_zero_threshold": tuple(blocks.LR_ARGUMENTS),
-    }
-    problems = [
-        f"network_args: {name} needs {' or '.join(needed)}"
-        for name, needed in needs.items()
-        if name in given and not given.keys() & set(needed)
-    ]
-    if problems:
-        raise UserError(*problems)
-
-
-def wants_convolutions(network_args: dict[str, str]) -> bool:
-    """Whether residual blocks and samplers are to be adapted too."""
-    given = read_arguments("networks.lora", ARGUMENTS, network_args)
-    return "conv_dim" in given or "conv_block_dims" in given

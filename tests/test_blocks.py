@@ -8,7 +8,7 @@ from torch import nn
 from library.errors import UserError
 from library.families.base import AdapterTarget
 from library.families.blocks import BlockLayout
-from networks import lora
+from networks import lora, lora_arguments
 from networks.blocks import block_lr_weights, listed_lr_weights, lr_weights_or_preset
 
 SD = BlockLayout(num_down=12, num_mid=1, num_up=12)
@@ -66,7 +66,7 @@ def test_lists_of_another_length_are_filled_with_1_or_cut(text, weights, said, c
 
 
 def weights_of(layout: BlockLayout, **arguments: str) -> list[float] | None:
-    given = {name: lora.ARGUMENTS[name](text) for name, text in arguments.items()}
+    given = {name: lora_arguments.ARGUMENTS[name](text) for name, text in arguments.items()}
     return block_lr_weights(given, layout)
 
 

@@ -45,6 +45,7 @@ TORCH_FREE = (
     "networks.arguments",
     "networks.blocks",
     "networks.external_arguments",
+    "networks.lora_arguments",
     "tools.install",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")

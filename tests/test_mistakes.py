@@ -131,6 +131,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "impossible": (None, ["--cache_latents", "--color_aug"], r"color_aug.*cache_latents|cache_latents.*color_aug"),
     "both only": (None, ["--network_train_unet_only", "--network_train_text_encoder_only"], r"network_train_unet_only"),
     "no network": (None, ["--network_module", "networks.lorra"], r"networks\.lorra.*networks\.lora"),
+    "network argument": (None, ["--network_args", "conv_dimm=4"], r"has no argument conv_dimm; did you mean conv_dim"),
     "prompt file": (None, ["--sample_prompts", "none.txt", "--sample_at_first"], r"none\.txt"),
     "vae": (None, ["--vae", "none.safetensors"], r"--vae.*none\.safetensors"),
     "in_json": (None, ["--in_json", "none.json"], r"--in_json.*none\.json"),
