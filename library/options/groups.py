@@ -18,12 +18,12 @@ from library.options.derived import (
     face_crop_range,
     hub_place,
     is_schedule_free,
-    learning_rates,
     names_prompt_file,
     network_arguments,
     optimizer_name,
     parse_key_values,
     resolution_wh,
+    trained_rates,
 )
 from library.options.fields import OptionGroup, option
 
@@ -644,9 +644,6 @@ class TrainNetworkOptions(
         return []
 
     def _check_something_trains(self) -> list[str]:
-        text_encoder, unet = learning_rates(self)
-        trained = [] if self.network_train_text_encoder_only else [unet]
-        trained += [] if self.network_train_unet_only else [text_encoder]
-        if not trained or any(rate != 0 for rate in trained):
+        if trained_rates(self) or (self.network_train_unet_only and self.network_train_text_encoder_only):
             return []
         return ["--learning_rate, --unet_lr and --text_encoder_lr leave nothing to train: all are 0"]

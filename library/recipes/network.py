@@ -102,7 +102,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         family.enable_gradient_checkpointing(checkpoint_function(options))
     compile_unet(family.unet, options)
     if checked.resume:
-        saving.load_state(accelerator, checked.resume)
+        saving.load_state(accelerator, optimizer, checked.resume)
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
     else:
         torch.manual_seed(state.seed + accelerator.process_index)  # processes draw different noise
@@ -142,7 +142,11 @@ def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | Non
     if options.initial_step is None and options.initial_epoch is not None:
         step = (options.initial_epoch - 1) * plan.steps_per_epoch
     if step >= plan.max_train_steps:
-        raise UserError(f"--initial_step {step} is not before the last step, {plan.max_train_steps}")
+        name = "initial_step" if options.initial_step is not None else "initial_epoch"
+        raise UserError(
+            f"--{name} {getattr(options, name)} begins after the last step, {plan.max_train_steps}; "
+            "give a larger --max_train_epochs or --max_train_steps"
+        )
     epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
     return LoopState(epoch + 1, step, step_in_epoch * plan.accumulation, seed)
 
