@@ -131,5 +131,5 @@ def load_state(accelerator: Accelerator, optimizer: Optimizer, folder: Path) -> 
     for before, now in zip(given, optimizer.param_groups, strict=True):
         rates = [group.get("initial_lr", group["lr"]) for group in (before, now)]
         if rates[0] != rates[1]:
-            logger.warning("--resume: training goes on at the state's learning rate, %g, not at %g", rates[1], rates[0])
+            logger.warning("--resume: training goes on at the state's learning rate, %s, not at %s", rates[1], rates[0])
             return
