@@ -27,12 +27,12 @@ from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind
 from library.families.agreement import model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
-from library.options.derived import caches_text, network_arguments, network_module, optimizer_name
+from library.options.derived import caches_text, chooses_own_rate, network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
 from library.options.launch import launch_problems, launch_warnings
 from library.training.hub import check_uploads, fetch_state
-from library.training.optimizers import check_optimizer
+from library.training.optimizers import check_optimizer, optimizer_warnings
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
 from library.training.prompts import SamplePrompt, prompts_of
 from library.training.tracker_checks import check_trackers
@@ -77,7 +77,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if options.logging_dir:
         problems.extend(check_writable("logging_dir", options.logging_dir))
     problems.extend(check_network_module(options.network_module))
-    problems.extend(check_optimizer(optimizer_name(options)))
+    problems.extend(check_optimizer(options))
     attempt(check_network_arguments, options)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     if is_main_process():
@@ -122,7 +122,8 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     """Say what was found: the model, the dataset with its notes, the buckets, the steps."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # the first process says it for all
-    for warning in warnings_for(options) + launch_warnings(options) + model_warnings(options, checked.checkpoint):
+    warnings = warnings_for(options) + optimizer_warnings(options) + launch_warnings(options)
+    for warning in warnings + model_warnings(options, checked.checkpoint):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
     records, subsets = checked.scanned.records, checked.scanned.subsets
@@ -135,7 +136,9 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         )
     if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
-    for note in checked.scanned.notes + validation_notes(options, checked):
+    if options.prior_loss_weight != 1 and not any(subset.is_reg for subset in subsets):
+        logger.warning("--prior_loss_weight has no effect: there are no regularisation pictures")
+    for note in checked.scanned.notes + validation_notes(options, checked) + warmup_notes(options, checked.plan):
         logger.warning(note)
     if checked.validation:
         logger.info("validation: %d pictures are held out of training", len(checked.validation.records))
@@ -180,6 +183,15 @@ def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset) -
         "--cache_text_encoder_outputs does not go with captions that change (shuffle_caption, enable_wildcard, "
         f"caption_tag_dropout_rate, token_warmup_step), as those of {quoted_list(sorted(changing))} do"
     ]
+
+
+def warmup_notes(options: TrainNetworkOptions, plan: StepPlan) -> list[str]:
+    """A sentence where the run ends before its warm-up."""
+    warmup, total = options.lr_warmup_steps, plan.max_train_steps * plan.num_processes
+    if chooses_own_rate(options) or (warmup < 1 if isinstance(warmup, float) else warmup < total):
+        return []
+    given = f"{warmup:.0%}" if isinstance(warmup, float) else warmup
+    return [f"--lr_warmup_steps {given} is not below all steps, {total}: the learning rate is never reached"]
 
 
 def check_vae(path_text: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 
 import bitsandbytes
 import pytest
@@ -9,8 +10,8 @@ import torch
 from transformers.optimization import Adafactor
 
 from library.errors import UserError
-from library.options.groups import OptimizerOptions
-from library.training.optimizers import OPTIMIZERS, build_optimizer, find_spec
+from library.options.groups import OptimizerOptions, TrainNetworkOptions
+from library.training.optimizers import OPTIMIZERS, build_optimizer, check_optimizer, find_spec, optimizer_warnings
 
 
 def module_of(name: str) -> str:
@@ -124,6 +125,11 @@ def test_dotted_path_into_a_missing_package_is_a_mistake():
         build("no_such_package.Adam")
 
 
+def test_dotted_path_into_a_module_that_is_not_there_is_not_told_to_be_installed():
+    with pytest.raises(UserError, match="--optimizer_type torch.nomod.Adam cannot be imported: .*torch.nomod"):
+        build("torch.nomod.Adam")
+
+
 @pytest.mark.parametrize("name", ["Adamm", "torch.optim.AdamX", "Adam8bit"])
 def test_unknown_name_is_a_mistake_that_lists_the_known_ones(name):
     with pytest.raises(UserError, match=f"--optimizer_type {name}: .*known names are AdamW, .*Prodigy"):
@@ -196,3 +202,49 @@ def test_warmup_init_of_adafactor_brings_relative_steps_with_it():
 def test_building_an_adafactor_leaves_the_table_as_it_is():
     build("Adafactor", optimizer_args=["relative_step=False"])
     assert OPTIMIZERS["Adafactor"].relative_step
+
+
+# --- what optimizers make of rates and schedules ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in INSTALLED if OPTIMIZERS[name].adapts_lr])
+def test_an_optimizer_that_takes_one_rate_is_not_given_two(name):
+    """The table's trait is what the class does: those without it take a step at two rates."""
+    weights = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
+    groups = [{"params": [weight], "lr": rate} for weight, rate in zip(weights, (1.0, 0.5), strict=True)]
+    if OPTIMIZERS[name].one_rate:
+        with pytest.raises(UserError, match=f"--optimizer_type {name} takes one learning rate .* got 0.5 and 1: "):
+            build_optimizer(TrainNetworkOptions(optimizer_type=name), groups)
+        return
+    optimizer, _, _ = build_optimizer(TrainNetworkOptions(optimizer_type=name), groups)
+    for weight in weights:
+        weight.grad = torch.ones(4, 4)
+    optimizer.step()
+
+
+def test_two_rates_are_a_mistake_before_anything_is_loaded_unless_one_is_0():
+    two = TrainNetworkOptions(optimizer_type="prodigy", learning_rate=1, text_encoder_lr=[0.5])
+    assert "takes one learning rate" in check_optimizer(two)[0]
+    assert check_optimizer(replace(two, text_encoder_lr=[0.0])) == []
+    assert check_optimizer(replace(two, network_train_unet_only=True)) == []
+    assert check_optimizer(replace(two, optimizer_type="AdamW")) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "warnings"),
+    [
+        ({"optimizer_type": "Prodigy", "learning_rate": 1.0}, []),
+        ({"optimizer_type": "Prodigy", "learning_rate": 1e-4}, ["the learning rate 0.0001 is low for Prodigy"]),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 5}, []),
+        (
+            {"optimizer_type": "AdamWScheduleFree", "lr_scheduler": "cosine", "lr_warmup_steps": 5},
+            ["--lr_scheduler, --lr_warmup_steps: no effect, as AdamWScheduleFree"],
+        ),
+        ({"optimizer_type": "Adafactor", "unet_lr": 1e-3}, ["--unet_lr: no effect, as Adafactor chooses its own"]),
+        ({"optimizer_type": "Adafactor", "unet_lr": 1e-3, "optimizer_args": ["relative_step=False"]}, []),
+        ({"optimizer_type": "Adafactor", "lr_scheduler": "adafactor"}, []),
+    ],
+)
+def test_rates_and_schedules_that_an_optimizer_does_not_heed_are_said(given, warnings):
+    found = optimizer_warnings(TrainNetworkOptions(**given))
+    assert len(found) == len(warnings) and all(map(str.startswith, found, warnings)), found

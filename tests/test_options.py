@@ -520,6 +520,38 @@ def test_options_that_belong_to_another_one_are_warned_about_without_it():
     assert warnings_for(options) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "warnings"),
+    [
+        ({"huber_c": 0.3}, ["--huber_c has no effect without --loss_type huber or smooth_l1"]),
+        (
+            {"loss_type": "huber", "huber_c": 0.3, "huber_scale": 2},
+            ["--huber_scale has no effect with --huber_sched"],
+        ),
+        ({"loss_type": "huber", "huber_schedule": "constant", "huber_scale": 2}, []),
+        ({"multires_noise_discount": 0.5}, ["--multires_noise_discount has no effect without --multires_noise_iter"]),
+        ({"min_timestep": 800, "max_timestep": 500}, ["--min_timestep 800 is not below --max_timestep 500"]),
+        ({"lr_scheduler_power": 2, "lr_scheduler": "cosine"}, ["--lr_scheduler_power has no effect on --lr_scheduler"]),
+        ({"lr_scheduler_power": 2, "lr_scheduler": "polynomial"}, []),
+        ({"lr_scheduler": "cosine", "lr_scheduler_type": "StepLR"}, ["--lr_scheduler has no effect beside --lr_sch"]),
+        ({"lr_scheduler": "piecewise_constant", "lr_warmup_steps": 5}, ["--lr_warmup_steps has no effect on --lr_sc"]),
+        ({"sample_prompts": "a cat"}, ["--sample_prompts has no effect without --sample_at_first or"]),
+        ({"sample_prompts": "a cat", "before_after": True}, []),
+        (
+            {"save_last_n_epochs": 2},
+            ["--save_last_n_epochs has no effect without --save_every_n_epochs or --save_n"],
+        ),
+        ({"save_last_n_epochs": 2, "save_n_epoch_ratio": 2}, []),
+        ({"save_last_n_steps": 0}, []),
+        ({"training_comment": "a", "no_metadata": True}, ["--training_comment has no effect beside --no_metadata"]),
+        ({"metadata_title": "a", "save_model_as": "ckpt"}, ["--metadata_title: no effect, as --save_model_as ckpt"]),
+    ],
+)
+def test_a_setting_that_another_one_makes_idle_is_said(given, warnings):
+    found = warnings_for(TrainNetworkOptions(**given))
+    assert len(found) == len(warnings) and all(map(str.startswith, found, warnings)), found
+
+
 def test_a_first_step_starts_the_schedule_anew_and_counts_for_nothing_beside_a_state():
     (warning,) = warnings_for(TrainNetworkOptions(initial_step=5, lr_scheduler="cosine"))
     assert warning.startswith("--initial_step: the learning-rate schedule starts at its beginning")

@@ -42,6 +42,11 @@ def test_options_of_other_model_families_are_passed_over(tmp_path):
     assert prompt == SamplePrompt("a cat", seed=4)
 
 
+def test_keys_of_other_model_families_are_passed_over_and_said(tmp_path, caplog):
+    (prompt,) = read(tmp_path, '[{"prompt": "a cat", "guidance_scale": 3.5}]', ".json")
+    assert prompt == SamplePrompt("a cat") and "guidance_scale has no meaning for this model" in caplog.text
+
+
 def test_blank_lines_and_comments_are_passed_over_and_prompts_are_numbered(tmp_path):
     prompts = read(tmp_path, "# drawn every epoch\n\na cat\n   \na dog --d 1\n")
     assert [(prompt.prompt, prompt.enum) for prompt in prompts] == [("a cat", 0), ("a dog", 1)]

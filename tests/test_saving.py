@@ -167,6 +167,12 @@ def test_state_is_read_back(tmp_path):
     assert read_state(tmp_path) == LoopState(epoch=2, step=12, batch=4, seed=7)
 
 
+def test_a_state_of_kohyas_scripts_is_told_from_a_broken_one(tmp_path):
+    (tmp_path / "train_state.json").write_text('{"current_epoch": 1, "current_step": 8}', encoding="utf-8")
+    with pytest.raises(UserError, match="is a state of other scripts: train_state.json lacks the seed"):
+        read_state(tmp_path)
+
+
 @pytest.mark.parametrize("text", [None, "", "{", '{"current_epoch": 2}'])
 def test_state_that_is_not_whole_is_a_mistake(text, tmp_path):
     if text is not None:
@@ -177,15 +183,16 @@ def test_state_that_is_not_whole_is_a_mistake(text, tmp_path):
 
 def test_random_numbers_go_on_where_the_state_knows_the_process_and_start_from_the_seed_where_not(tmp_path):
     accelerator, folder, state = Accelerator(cpu=True), tmp_path / "a-state", LoopState(seed=7)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     torch.manual_seed(1)
     save_state(accelerator, folder, state)
     wanted = torch.rand(3)
-    restore(accelerator, state, folder)
+    restore(accelerator, optimizer, state, folder)
     assert torch.equal(torch.rand(3), wanted)
     (folder / "random_states_0.pkl").unlink()  # as for the second process of a run that was saved by one
-    restore(accelerator, state, folder)
+    restore(accelerator, optimizer, state, folder)
     fresh = torch.rand(3)
-    restore(accelerator, state, None)
+    restore(accelerator, optimizer, state, None)
     assert torch.equal(torch.rand(3), fresh)
 
 
@@ -345,7 +352,7 @@ def test_fields_are_kohyas(tiny_file, pictures, tmp_path):
 def test_fields_say_what_was_trained(tiny_file, pictures, tmp_path):
     found = metadata_of(tiny_file, pictures, tmp_path, resolution="96,64", network_args=["conv_dim=2"]).at(6, 1)
     assert (found["ss_steps"], found["ss_epoch"], found["ss_num_train_images"]) == ("6", "1", "8")
-    assert json.loads(found["ss_network_args"]) == {"conv_dim": "2", "dropout": None}
+    assert found["ss_network_args"] == '{"conv_dim": "2", "dropout": null}'  # in kohya's order
     assert json.loads(found["ss_dataset_dirs"]) == {"2_cat": {"n_repeats": 2, "img_count": 4}}
     assert (found["ss_resolution"], found["modelspec.resolution"]) == ("(96, 64)", "96x64")
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"

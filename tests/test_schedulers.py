@@ -147,6 +147,11 @@ def test_piecewise_schedule_says_what_it_needs():
         build(["--lr_scheduler", "piecewise_constant"])
 
 
+def test_a_schedule_that_follows_a_loss_is_a_mistake():
+    with pytest.raises(UserError, match="--lr_scheduler_type ReduceLROnPlateau follows a measured loss"):
+        build(["--lr_scheduler_type", "ReduceLROnPlateau"])
+
+
 @pytest.mark.parametrize("name", ["NoSuchLR", "no_such_package.LR", "torch.optim.lr_scheduler.NoSuchLR"])
 def test_unknown_class_is_a_mistake(name):
     with pytest.raises(UserError, match=f"--lr_scheduler_type {name}: "):

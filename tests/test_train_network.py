@@ -55,7 +55,7 @@ def test_metadata_has_every_field_of_kohyas(tiny_file, pictures, tmp_path):
     metadata = metadata_of(tmp_path / "out" / "lora.safetensors")
     assert set(golden) - set(metadata) == set()
     assert set(metadata) - set(golden) == {"modelspec.encoder_layer"}
-    assert metadata["ss_network_args"] == json.dumps({"dropout": None, "conv_dim": "2"})
+    assert metadata["ss_network_args"] == json.dumps({"conv_dim": "2", "dropout": None})
     assert metadata["ss_tag_frequency"] == json.dumps(
         {"2_cat": {"a cat": 4, "number 0": 1, "number 1": 1, "number 2": 1, "number 3": 1}}
     )
@@ -159,6 +159,20 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(num_steps, tiny_folder,
     rest = tmp_path / "rest"
     train(tiny.arguments(tiny_folder, pictures, rest, max_train_steps=10, resume=short / "lora-state", **common))
     assert weights_equal(tmp_path / "long" / "lora.safetensors", rest / "lora.safetensors")
+
+
+def test_a_state_of_another_optimizer_or_rank_is_a_mistake_and_its_rate_goes_on(tiny_file, pictures, tmp_path, capsys):
+    first = tmp_path / "first"
+    train(tiny.arguments(tiny_file, pictures, first, max_train_epochs=None, max_train_steps=2, save_state=True))
+    later = dict(resume=first / "lora-state", max_train_epochs=None, max_train_steps=3)
+    for given, sentence in (
+        ({"optimizer_type": "Prodigy", "learning_rate": 1}, "of another optimizer than --optimizer_type names: .* d,"),
+        ({"network_dim": 8}, "does not fit this run .*size mismatch for lora_te_"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            train(tiny.arguments(tiny_file, pictures, tmp_path / "out", **later, **given))
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", **later, learning_rate=0.1))
+    assert "training goes on at the state's learning rate, 0.001, not at 0.1" in capsys.readouterr().err
 
 
 def test_learning_rate_zero_changes_nothing(tiny_file, pictures, tmp_path):
@@ -309,6 +323,20 @@ def test_what_is_trained_and_how_many_steps_is_said(tiny_file, pictures, tmp_pat
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", text_encoder_lr=1e-5, caption_extension=".caption"))
     table = capsys.readouterr().out
     assert "text encoder" in table and "1e-05" in table and "U-Net" in table and "0.001" in table
+
+
+def test_a_weight_and_a_warmup_without_effect_on_this_dataset_are_said(tiny_file, pictures, tmp_path, capsys):
+    idle = dict(prior_loss_weight=0.5, lr_scheduler="cosine", lr_warmup_steps=500)
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", **idle))
+    said = capsys.readouterr().err
+    assert "--prior_loss_weight has no effect: there are no regularisation pictures" in said
+    assert "--lr_warmup_steps 500 is not below all steps, 8" in said
+
+
+@pytest.mark.parametrize(("flag", "value"), [("initial_epoch", 2), ("initial_step", 8)])
+def test_a_start_behind_the_end_is_a_mistake_of_the_flag_that_was_given(flag, value, tiny_file, pictures, tmp_path):
+    with pytest.raises(UserError, match=f"--{flag} {value} begins after the last step, 8"):
+        train(tiny.arguments(tiny_file, pictures, tmp_path / "out", **{flag: value}))
 
 
 def test_vanished_pictures_are_named(tiny_file, pictures, tmp_path):

@@ -50,6 +50,19 @@ def is_schedule_free(name: str) -> bool:
     return name.lower().endswith("schedulefree")
 
 
+def takes_relative_steps(given: dict[str, Any]) -> bool:
+    """Whether Adafactor with these arguments chooses its rate (arXiv:1804.04235, section 8); warmup_init needs that."""
+    return bool(given.get("relative_step", True) or given.get("warmup_init", False))
+
+
+def chooses_own_rate(options: Any) -> bool:
+    """Whether the optimizer follows no schedule: schedule-free ones do not, nor Adafactor in relative steps."""
+    name = optimizer_name(options).lower()
+    if name == "adafactor":
+        return takes_relative_steps(parse_key_values(options.optimizer_args, "optimizer_args"))
+    return is_schedule_free(name)
+
+
 def network_module(options: Any) -> str:
     """The module of the network to train."""
     return options.network_module or DEFAULT_NETWORK
@@ -84,6 +97,13 @@ def learning_rates(options: Any) -> tuple[float | tuple[float, ...], float]:
     given = options.text_encoder_lr or [options.learning_rate]
     unet = options.learning_rate if options.unet_lr is None else options.unet_lr
     return given[0] if len(set(given)) == 1 else tuple(given), unet
+
+
+def trained_rates(options: Any) -> list[float]:
+    """The learning rates of the parts that are trained."""
+    rates = [] if options.network_train_unet_only else list(options.text_encoder_lr or [options.learning_rate])
+    rates += [] if options.network_train_text_encoder_only else [learning_rates(options)[1]]
+    return [rate for rate in rates if rate]
 
 
 def tracker_names(options: Any) -> list[str]:

@@ -27,12 +27,12 @@ from library.options.derived import (
     face_crop_range,
     hub_place,
     is_schedule_free,
-    learning_rates,
     names_prompt_file,
     network_arguments,
     optimizer_name,
     parse_key_values,
     resolution_wh,
+    trained_rates,
 )
 from library.options.fields import OptionGroup, option
 
@@ -665,8 +665,6 @@ class TrainNetworkOptions(
         return [f"--{flag} is for text encoders that are not trained: give --network_train_unet_only"]
 
     def _check_something_trains(self) -> list[str]:
-        trained = [] if self.network_train_text_encoder_only else [learning_rates(self)[1]]
-        trained += [] if self.network_train_unet_only else self.text_encoder_lr or [self.learning_rate]
-        if not trained or any(rate != 0 for rate in trained):
+        if trained_rates(self) or (self.network_train_unet_only and self.network_train_text_encoder_only):
             return []
         return ["--learning_rate, --unet_lr and --text_encoder_lr leave nothing to train: all are 0"]

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from library.options.derived import tracker_names
-from library.options.fields import flags_of
+from library.options.derived import chooses_own_rate, tracker_names
+from library.options.fields import Flag, flags_of
 
 _NO_DDP = "gradients are averaged without DistributedDataParallel"
 _NO_DEEPSPEED = "it belongs to --deepspeed, which is not supported"
@@ -40,6 +40,7 @@ ONLY_WITH = {
     "sample_at_first": "sample_prompts",
     "noise_offset_random_strength": "noise_offset",
     "ip_noise_gamma_random_strength": "ip_noise_gamma",
+    "multires_noise_discount": "multires_noise_iterations",
     "conditioning_data_dir": "masked_loss",
     "log_prefix": "logging_dir",
     "huggingface_repo_type": "huggingface_repo_id",
@@ -58,6 +59,11 @@ ONLY_WITH_ANY = {
     "log_tracker_config": ("logging_dir", "log_with"),
     "save_state_to_huggingface": ("save_state", "save_state_on_train_end"),
     "huggingface_token": ("huggingface_repo_id", "resume_from_huggingface"),
+    "sample_prompts": ("sample_at_first", "sample_every_n_steps", "sample_every_n_epochs", "before_after"),
+    "save_last_n_epochs": ("save_every_n_epochs", "save_n_epoch_ratio"),
+    "save_last_n_epochs_state": ("save_state",),
+    "save_last_n_steps": ("save_every_n_steps",),
+    "save_last_n_steps_state": ("save_state",),
 }
 
 # option -> the option beside which it has no effect
@@ -66,6 +72,17 @@ NOT_BESIDE = {
     "network_alpha": "dim_from_weights",
     "initial_step": "resume",
     "initial_epoch": "resume",
+    "training_comment": "no_metadata",
+    "lr_scheduler": "lr_scheduler_type",
+}
+
+# option -> the schedules that it has an effect on
+ONLY_WITH_SCHEDULERS = {
+    "lr_scheduler_num_cycles": ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"),
+    "lr_scheduler_power": ("polynomial",),
+    "lr_scheduler_timescale": ("inverse_sqrt",),
+    "lr_scheduler_min_lr_ratio": ("cosine_with_min_lr", "warmup_stable_decay"),
+    "lr_decay_steps": ("warmup_stable_decay",),
 }
 
 
@@ -105,6 +122,7 @@ def warnings_for(options: Any) -> list[str]:
             for name in ("reg_data_dir", "caption_extension", "caption_extention", "cache_info")
             if getattr(options, name) != flags[name].default
         ]
+    warnings += _schedule_warnings(options, flags) + _loss_warnings(options, flags) + _metadata_warnings(options, flags)
     if options.zero_terminal_snr and not options.v_parameterization:
         warnings.append("--zero_terminal_snr is meant for --v_parameterization: a model that predicts noise may suffer")
     if "wandb" not in tracker_names(options):
@@ -118,6 +136,50 @@ def warnings_for(options: Any) -> list[str]:
     if options.xformers and options.sdpa:
         warnings.append("--xformers and --sdpa are both given; one is enough, and xformers goes first")
     return warnings
+
+
+def _schedule_warnings(options: Any, flags: dict[str, Flag]) -> list[str]:
+    name = options.lr_scheduler
+    if chooses_own_rate(options):
+        return []
+    given = {o: names for o, names in ONLY_WITH_SCHEDULERS.items() if getattr(options, o) != flags[o].default}
+    if options.lr_scheduler_type:
+        return [f"--{option} has no effect beside --lr_scheduler_type" for option in given]
+    warnings = [
+        f"--{option} has no effect on --lr_scheduler {name}, but on {' and '.join(schedulers)}"
+        for option, schedulers in given.items()
+        if name not in schedulers
+    ]
+    if options.lr_warmup_steps and name == "piecewise_constant":
+        warnings.append(
+            "--lr_warmup_steps has no effect on --lr_scheduler piecewise_constant: write it into step_rules"
+        )
+    return warnings
+
+
+def _loss_warnings(options: Any, flags: dict[str, Flag]) -> list[str]:
+    names = ("huber_schedule", "huber_c", "huber_scale")
+    given = [name for name in names if getattr(options, name) != flags[name].default]
+    if options.loss_type not in ("huber", "smooth_l1"):
+        warnings = [f"--{name} has no effect without --loss_type huber or smooth_l1" for name in given]
+    elif "huber_scale" in given and options.huber_schedule == "snr":
+        warnings = ["--huber_scale has no effect with --huber_schedule snr, but with constant and exponential"]
+    else:
+        warnings = []
+    lowest, end = options.min_timestep or 0, 1000 if options.max_timestep is None else options.max_timestep
+    if lowest >= end:
+        warnings.append(
+            f"--min_timestep {lowest} is not below --max_timestep {end}: every step trains timestep {min(end, 999)}"
+        )
+    return warnings
+
+
+def _metadata_warnings(options: Any, flags: dict[str, Flag]) -> list[str]:
+    given = [n for n in flags if n.startswith("metadata_") or n == "training_comment" if getattr(options, n)]
+    if not given or options.save_model_as == "safetensors":
+        return []
+    names = " and ".join(f"--{name}" for name in given)
+    return [f"{names}: no effect, as --save_model_as {options.save_model_as} writes weights alone"]
 
 
 def _not_honoured(options: Any) -> list[str]:

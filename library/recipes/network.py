@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
+from torch.optim import Optimizer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.dataset.dataset import TrainingDataset
@@ -89,7 +90,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
     prepare_unet(family, options)
-    restore(accelerator, state, checked.resume)
+    restore(accelerator, optimizer, state, checked.resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
         cache_text(datasets, family, accelerator)
@@ -165,14 +166,14 @@ def prepare_unet(family: ModelFamily, options: TrainNetworkOptions) -> None:
     compile_unet(family.unet, options)
 
 
-def restore(accelerator: Accelerator, state: LoopState, folder: Path | None) -> None:
+def restore(accelerator: Accelerator, optimizer: Optimizer, state: LoopState, folder: Path | None) -> None:
     """Go on from a state, or from the seed; whatever has drawn random numbers before changes nothing after this.
 
     Each process draws noise of its own, also one more than the state was saved by.
     """
     torch.manual_seed(state.seed + accelerator.process_index)
     if folder:
-        saving.load_state(accelerator, folder)
+        saving.load_state(accelerator, optimizer, folder)
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
 
 

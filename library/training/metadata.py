@@ -68,7 +68,8 @@ class TrainingMetadata:
             self.fields["ss_lr_scheduler"] = f"adafactor:{options.learning_rate}"
         if options.network_args:
             arguments = network_arguments(options)
-            self.fields["ss_network_args"] = json.dumps({"dropout": options.network_dropout} | arguments)
+            arguments.setdefault("dropout", options.network_dropout)
+            self.fields["ss_network_args"] = json.dumps(arguments)
 
     def at(self, step: int, epoch: int) -> dict[str, str]:
         """All metadata of a file saved now; `epoch` as kohya counts it for this kind of file."""

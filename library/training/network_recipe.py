@@ -87,7 +87,7 @@ class NetworkRecipe:
         rates = {}
         for name, group in zip(self.group_names, self.optimizer.param_groups, strict=True):
             rates[name] = group["lr"]
-            if self.spec.adapts_lr and "d" in group:
+            if "d" in group:  # D-Adaptation, Prodigy and their kin, of whatever package
                 rates[f"d*lr/{name}"] = group["d"] * group["lr"]
         return rates
 

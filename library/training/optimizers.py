@@ -7,9 +7,16 @@ import importlib.util
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from library.errors import UserError
-from library.options.derived import is_schedule_free, optimizer_name, parse_key_values
-from library.options.groups import OptimizerOptions
+from library.errors import UserError, quoted_list
+from library.options.derived import (
+    chooses_own_rate,
+    is_schedule_free,
+    optimizer_name,
+    parse_key_values,
+    takes_relative_steps,
+    trained_rates,
+)
+from library.options.groups import OptimizerOptions, TrainNetworkOptions
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -24,10 +31,14 @@ class OptimizerSpec:
     implied: dict = field(default_factory=dict)  # the same, and written into metadata as if they had been given
     package: str = ""  # what to install when the import fails
     adapts_lr: bool = False  # D-Adaptation, Prodigy: one rate near 1, d * lr is what counts
+    one_rate: bool = False  # stops where groups have different rates
     schedule_free: bool = False  # has train() and eval() modes and takes no schedule
     relative_step: bool = False  # Adafactor: chooses its own rate unless relative_step=False is given
 
 
+D_ADAPT_PREPRINT = OptimizerSpec(
+    "dadaptation.experimental.DAdaptAdamPreprint", package="dadaptation", adapts_lr=True, one_rate=True
+)
 OPTIMIZERS = {
     "AdamW": OptimizerSpec("torch.optim.AdamW"),
     "Lion": OptimizerSpec("lion_pytorch.Lion", package="lion-pytorch"),
@@ -39,23 +50,23 @@ OPTIMIZERS = {
     "PagedAdamW32bit": OptimizerSpec("bitsandbytes.optim.PagedAdamW32bit", package="bitsandbytes"),
     "SGDNesterov": OptimizerSpec("torch.optim.SGD", {"nesterov": True}, {"momentum": 0.9}),
     "SGDNesterov8bit": OptimizerSpec("bitsandbytes.optim.SGD8bit", implied={"momentum": 0.9}, package="bitsandbytes"),
-    "DAdaptation": OptimizerSpec("dadaptation.experimental.DAdaptAdamPreprint", package="dadaptation", adapts_lr=True),
-    "DAdaptAdamPreprint": OptimizerSpec(
-        "dadaptation.experimental.DAdaptAdamPreprint", package="dadaptation", adapts_lr=True
-    ),
+    "DAdaptation": D_ADAPT_PREPRINT,
+    "DAdaptAdamPreprint": D_ADAPT_PREPRINT,
     "DAdaptAdaGrad": OptimizerSpec("dadaptation.DAdaptAdaGrad", package="dadaptation", adapts_lr=True),
-    "DAdaptAdam": OptimizerSpec("dadaptation.DAdaptAdam", package="dadaptation", adapts_lr=True),
+    "DAdaptAdam": OptimizerSpec("dadaptation.DAdaptAdam", package="dadaptation", adapts_lr=True, one_rate=True),
     "DAdaptAdan": OptimizerSpec("dadaptation.DAdaptAdan", package="dadaptation", adapts_lr=True),
     "DAdaptAdanIP": OptimizerSpec("dadaptation.experimental.DAdaptAdanIP", package="dadaptation", adapts_lr=True),
-    "DAdaptLion": OptimizerSpec("dadaptation.DAdaptLion", package="dadaptation", adapts_lr=True),
-    "DAdaptSGD": OptimizerSpec("dadaptation.DAdaptSGD", package="dadaptation", adapts_lr=True),
-    "Prodigy": OptimizerSpec("prodigyopt.Prodigy", package="prodigyopt", adapts_lr=True),
+    "DAdaptLion": OptimizerSpec("dadaptation.DAdaptLion", package="dadaptation", adapts_lr=True, one_rate=True),
+    "DAdaptSGD": OptimizerSpec("dadaptation.DAdaptSGD", package="dadaptation", adapts_lr=True, one_rate=True),
+    "Prodigy": OptimizerSpec("prodigyopt.Prodigy", package="prodigyopt", adapts_lr=True, one_rate=True),
     "Adafactor": OptimizerSpec("transformers.optimization.Adafactor", relative_step=True),
     "RAdamScheduleFree": OptimizerSpec("schedulefree.RAdamScheduleFree", package="schedulefree", schedule_free=True),
     "AdamWScheduleFree": OptimizerSpec("schedulefree.AdamWScheduleFree", package="schedulefree", schedule_free=True),
     "SGDScheduleFree": OptimizerSpec("schedulefree.SGDScheduleFree", package="schedulefree", schedule_free=True),
 }
 ALWAYS_INSTALLED = ("torch", "transformers")
+PIP_NAMES = {"prodigyplus": "prodigy-plus-schedule-free"}  # of packages that are imported by another name
+LOW_RATE = 0.1  # of optimizers that find the rate themselves and multiply it by this one, which should be near 1
 
 
 def find_spec(name: str) -> OptimizerSpec:
@@ -67,16 +78,50 @@ def find_spec(name: str) -> OptimizerSpec:
     return OptimizerSpec(path, package=path.split(".")[0], schedule_free=is_schedule_free(name))
 
 
-def check_optimizer(name: str) -> list[str]:
-    """A sentence where the package of the optimizer is not installed."""
-    package = find_spec(name).path.split(".")[0]
+def check_optimizer(options: TrainNetworkOptions) -> list[str]:
+    """Problems with the optimizer: a package that is not installed, rates that it does not take."""
+    name = optimizer_name(options)
+    spec = find_spec(name)
+    package = spec.path.split(".")[0]
     is_there = package in ALWAYS_INSTALLED or importlib.util.find_spec(package) is not None
-    return [] if is_there else [missing_package(name)]
+    return ([] if is_there else [missing_package(name)]) + rate_problems(spec, name, trained_rates(options))
+
+
+def rate_problems(spec: OptimizerSpec, name: str, rates: list[float]) -> list[str]:
+    """A sentence where an optimizer that takes one rate is given several."""
+    different = sorted(set(rates))
+    if not spec.one_rate or len(different) < 2:
+        return []
+    found = " and ".join(f"{rate:g}" for rate in different)
+    return [
+        f"--optimizer_type {name} takes one learning rate for all that is trained, got {found}: give --unet_lr and "
+        "--text_encoder_lr the same value (or 0), without rates of blocks or LoRA+"
+    ]
+
+
+def optimizer_warnings(options: TrainNetworkOptions) -> list[str]:
+    """A sentence for what is set and the optimizer does not heed, and for a rate that is unusual for it."""
+    name = optimizer_name(options)
+    spec, warnings = find_spec(name), []
+    if chooses_own_rate(options):
+        names = ["lr_scheduler_type", "lr_scheduler_args", "lr_warmup_steps", "lr_decay_steps"]
+        names += ["unet_lr", "text_encoder_lr"] if spec.relative_step else []
+        given = [option for option in names if getattr(options, option)]
+        if options.lr_scheduler != "constant" and not options.lr_scheduler.startswith("adafactor"):
+            given.insert(0, "lr_scheduler")
+        why = "chooses its own learning rate without relative_step=False" if spec.relative_step else "needs no schedule"
+        if given:
+            warnings.append(f"{quoted_list([f'--{option}' for option in given])}: no effect, as {name} {why}")
+    rates = trained_rates(options)
+    if spec.adapts_lr and rates and max(rates) <= LOW_RATE:
+        warnings.append(f"the learning rate {max(rates):g} is low for {name}, which finds the rate itself: 1 is usual")
+    return warnings
 
 
 def missing_package(name: str) -> str:
     spec = find_spec(name)
     package = spec.package or spec.path.split(".")[0]
+    package = PIP_NAMES.get(package, package)
     return f"--optimizer_type {name} needs the package {package}, which is not installed: pip install {package}"
 
 
@@ -85,7 +130,9 @@ def import_class(spec: OptimizerSpec, name: str) -> type[Optimizer]:
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
-        raise UserError(missing_package(name)) from error
+        if spec in OPTIMIZERS.values() or error.name == module_name.split(".")[0]:
+            raise UserError(missing_package(name)) from error
+        raise UserError(f"--optimizer_type {name} cannot be imported: {error}") from error
     except (AttributeError, ValueError) as error:
         known = ", ".join(OPTIMIZERS)
         raise UserError(
@@ -95,9 +142,8 @@ def import_class(spec: OptimizerSpec, name: str) -> type[Optimizer]:
 
 
 def adafactor_arguments(given: dict) -> dict:
-    """Adafactor takes relative steps (arXiv:1804.04235, section 8) unless told otherwise; warmup_init needs them."""
-    relative_step = given.get("relative_step", True) or given.get("warmup_init", False)
-    return given | {"relative_step": relative_step}
+    """What was given, with relative_step as it acts."""
+    return given | {"relative_step": takes_relative_steps(given)}
 
 
 def build_optimizer(options: OptimizerOptions, groups: list[dict]) -> tuple[Optimizer, OptimizerSpec, str]:
@@ -105,6 +151,8 @@ def build_optimizer(options: OptimizerOptions, groups: list[dict]) -> tuple[Opti
     name = optimizer_name(options)
     spec = find_spec(name)
     optimizer_class = import_class(spec, name)
+    if problems := rate_problems(spec, name, [group["lr"] for group in groups]):
+        raise UserError(*problems)
     given = parse_key_values(options.optimizer_args, "optimizer_args")
     given |= {key: value for key, value in spec.implied.items() if key not in given}
     if spec.relative_step:

@@ -46,8 +46,8 @@ LINE_OPTIONS = {
     "ss": (r".+", "sample_sampler", str),
 }
 OTHER_FAMILIES_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")  # of FLUX, ControlNet and others; no meaning for SD
+OTHER_FAMILIES_KEYS = ("guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
 FILE_KEYS = {"prompt": str} | {field: kind for _, field, kind in LINE_OPTIONS.values()}
-OTHER_FAMILIES_KEYS = {"guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift"}
 TYPE_NAMES = {str: "text", int: "a whole number", float: "a number"}
 
 
@@ -127,10 +127,13 @@ def parse_line(line: str, where: str) -> SamplePrompt:
 
 
 def parse_table(table: dict, place: str) -> SamplePrompt:
-    unknown = set(table) - set(FILE_KEYS) - OTHER_FAMILIES_KEYS
+    unknown = set(table) - set(FILE_KEYS) - set(OTHER_FAMILIES_KEYS)
     if unknown or "prompt" not in table:
         what = f"unknown key {sorted(unknown)[0]}" if unknown else "an entry has no prompt"
         raise UserError(f"--sample_prompts: {place}: {what}")
+    for key in table:
+        if key in OTHER_FAMILIES_KEYS:
+            logger.warning("--sample_prompts: %s: %s has no meaning for this model", place, key)
     values = {key: value for key, value in table.items() if key in FILE_KEYS}
     for key, value in values.items():
         wanted = FILE_KEYS[key]

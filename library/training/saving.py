@@ -6,10 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from accelerate import Accelerator
+from torch.optim import Optimizer
 
-from library.errors import UserError, first_line
+from library.errors import UserError, quoted_list
 from library.files import write_text_whole
 from library.options.groups import SavingOptions
 
@@ -107,15 +109,27 @@ def read_state(folder: Path) -> LoopState:
     """The counters of a state folder."""
     try:
         facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        return LoopState(facts["current_epoch"], facts["current_step"], facts.get("batch_in_epoch", 0), facts["seed"])
+        epoch, step = facts["current_epoch"], facts["current_step"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken") from error
+    if "seed" not in facts:
+        raise UserError(f"--resume: {folder} is a state of other scripts: {STATE_FILE} lacks the seed")
+    return LoopState(epoch, step, facts.get("batch_in_epoch", 0), facts["seed"])
 
 
-def load_state(accelerator: Accelerator, folder: Path) -> None:
+def load_state(accelerator: Accelerator, optimizer: Optimizer, folder: Path) -> None:
     """Take weights, optimizer, schedule and random generators from a state folder."""
+    given = [dict(group) for group in optimizer.param_groups]
     try:
         accelerator.load_state(str(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         problem = f"the state in {folder} does not fit this run or is not whole"
-        raise UserError(f"--resume: {problem}: {first_line(error)}") from error
+        raise UserError(f"--resume: {problem}: {shorten(str(error), 300)}") from error
+    if lacking := given[0].keys() - optimizer.param_groups[0].keys():
+        problem = f"the state in {folder} is of another optimizer than --optimizer_type names"
+        raise UserError(f"--resume: {problem}: it has no {quoted_list(sorted(lacking))}")
+    for before, now in zip(given, optimizer.param_groups, strict=True):
+        rates = [group.get("initial_lr", group["lr"]) for group in (before, now)]
+        if rates[0] != rates[1]:
+            logger.warning("--resume: training goes on at the state's learning rate, %s, not at %s", rates[1], rates[0])
+            return

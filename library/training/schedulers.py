@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffusers import optimization as diffusers_schedules
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import optimization as schedules
 
 from library.errors import UserError
@@ -132,6 +132,11 @@ def scheduler_class(name: str) -> type[LRScheduler]:
     """A class of torch.optim.lr_scheduler by its name, or any class by its dotted path."""
     module_name, _, class_name = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name or "torch.optim.lr_scheduler"), class_name)
+        found = getattr(importlib.import_module(module_name or "torch.optim.lr_scheduler"), class_name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise UserError(f"--lr_scheduler_type {name}: {error}") from error
+    if found is ReduceLROnPlateau:
+        raise UserError(
+            f"--lr_scheduler_type {name} follows a measured loss, which is not given to schedules; try cosine"
+        )
+    return found
