@@ -114,6 +114,9 @@ def plan_of(
     options: TrainNetworkOptions, scanned: ScannedDataset, choices: list[BucketChoice], repeats: list[int]
 ) -> StepPlan:
     """The step arithmetic of the dataset as it will be drawn."""
+    if scanned.own is not None:
+        num_items = len(scanned.own) * getattr(scanned.own, "batch_size", 1)
+        return step_plan(options, num_items, len(scanned.own), num_processes())
     sampler = sampler_of(scanned, choices, repeats, seed=0)
     return step_plan(options, sum(repeats), len(sampler), num_processes())
 
@@ -142,10 +145,20 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         logger.warning(note)
     if checked.validation:
         logger.info("validation: %d pictures are held out of training", len(checked.validation.records))
+    if options.dataset_class:
+        logger.info("%s: batches of a class of your own", options.dataset_class)
+        batch_sizes = [getattr(checked.scanned.own, "batch_size", 1)]
+    else:
+        batch_sizes = [spec.batch_size for spec in checked.scanned.specs]
+        log_sizes(checked)
+    logger.info("steps: %s", checked.plan.sentence(batch_sizes))
+
+
+def log_sizes(checked: Preflight) -> None:
+    """How many pictures are trained at which size."""
     buckets = bucket_info(checked.choices, checked.repeats)["buckets"].values()
     sizes = ", ".join(f"{b['resolution'][0]}x{b['resolution'][1]}: {b['count']}" for b in buckets)
     logger.info("sizes trained (with repeats): %s", sizes)
-    logger.info("steps: %s", checked.plan.sentence([spec.batch_size for spec in checked.scanned.specs]))
 
 
 def validation_notes(options: TrainNetworkOptions, checked: Preflight) -> list[str]:

@@ -148,12 +148,6 @@ def test_counting_begins_where_the_options_say(options, wanted):
     assert first_state(TrainNetworkOptions(seed=7, **options), PLAN, None) == wanted
 
 
-@pytest.mark.parametrize(("name", "value"), [("initial_step", 12), ("initial_epoch", 5)])
-def test_a_start_behind_the_end_is_a_mistake_of_the_flag_that_was_given(name, value):
-    with pytest.raises(UserError, match=f"--{name} {value} starts at step 12, which is not before the last step, 12"):
-        first_state(TrainNetworkOptions(**{name: value}), PLAN, None)
-
-
 @pytest.mark.parametrize(("batch", "wanted"), [(4, (2, 5, 4)), (6, (3, 6, 0))])
 def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next(batch, wanted, tmp_path):
     facts = STATE | {"current_step": 3 + batch // 2, "batch_in_epoch": batch}

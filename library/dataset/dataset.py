@@ -48,6 +48,10 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
 
+    @staticmethod
+    def collate(examples: Sequence[Example]) -> Batch:
+        return collate(examples)
+
     def __len__(self) -> int:
         """Pictures in an epoch, with repeats."""
         return sum(self.repeats)

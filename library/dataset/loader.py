@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from library.dataset.dataset import TrainingDataset, collate
+from library.dataset.dataset import TrainingDataset
+from library.dataset.own_dataset import OwnDataset
 from library.dataset.sampler import BucketSampler, Draw
 from library.errors import UserError
 from library.families.base import Batch
@@ -31,7 +32,7 @@ class ShardedBatches:
 
 
 def build_loader(
-    dataset: TrainingDataset, batches: Iterable[list[Draw]], options: Any, device: torch.device
+    dataset: TrainingDataset | OwnDataset, batches: Iterable[list[Draw]], options: Any, device: torch.device
 ) -> DataLoader:
     """Workers only prefetch: what they give depends on the draws alone, so their number changes no result.
 
@@ -42,7 +43,7 @@ def build_loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=dataset.collate,
         num_workers=num_workers,
         persistent_workers=options.persistent_data_loader_workers and num_workers > 0,
         pin_memory=device.type == "cuda",

@@ -14,6 +14,7 @@ from library.dataset.faces import face_of
 from library.dataset.folder import Folder, read_folder
 from library.dataset.info_cache import write_info
 from library.dataset.metadata_file import read_metadata_file, subset_of_in_json
+from library.dataset.own_class import load_own_dataset
 from library.dataset.picture_files import Progress, decode_pictures, unreadable_reason, upright_size
 from library.dataset.repeat_folders import folder_notes, subsets_from_folders
 from library.errors import UserError, quoted_list
@@ -41,10 +42,13 @@ class ScannedDataset:
     notes: list[str]
     specs: list[DatasetSpec] = field(default_factory=list)  # one for each dataset
     num_held_out: int = 0  # pictures kept for validation, which are not among the records
+    own: Any = None  # with --dataset_class: the user's dataset, which takes the place of the records
 
 
 def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDataset:
-    """The dataset of --dataset_config, of --in_json, or of --train_data_dir and --reg_data_dir."""
+    """The dataset of --dataset_class, --dataset_config or --in_json, or of --train_data_dir and --reg_data_dir."""
+    if options.dataset_class:
+        return ScannedDataset([], [], [], own=load_own_dataset(options))
     if options.dataset_config:
         specs, subsets, notes = read_dataset_config(options)
     elif options.in_json:

@@ -108,7 +108,7 @@ class DatasetOptions(OptionGroup):
     )
     in_json: str | None = option(None, "JSON file of captions and tags for --train_data_dir", flag_type="path")
     dataset_config: Path | None = option(None, "TOML or JSON file that describes the dataset")
-    dataset_class: str | None = option(None, "dotted name of a dataset class of your own")
+    dataset_class: str | None = option(None, "MODULE.CLASS of a dataset of your own, whose items are whole batches")
     dataset_repeats: int = option(
         1, "repeats of every picture of --in_json, and of subsets of --dataset_config without num_repeats"
     )
@@ -191,6 +191,8 @@ class DatasetOptions(OptionGroup):
         ]
 
     def _check_required(self) -> list[str]:
+        if self.dataset_class:
+            return self._check_own_dataset()
         if self.in_json and not self.dataset_config:
             advice = "its pictures are masked by their transparency, with --alpha_mask"
             masks = conflict(self, "in_json", "conditioning_data_dir", advice)
@@ -200,6 +202,11 @@ class DatasetOptions(OptionGroup):
         if self.train_data_dir:
             return existing_dir("conditioning_data_dir", self.conditioning_data_dir) if self.masked_loss else []
         return ["--train_data_dir (or --dataset_config) is required: the folder of the training pictures"]
+
+    def _check_own_dataset(self) -> list[str]:
+        advice = "its batches are its own affair"
+        others = ("dataset_config", "in_json", "cache_latents", "cache_latents_to_disk", "debug_dataset")
+        return [problem for name in others for problem in conflict(self, name, "dataset_class", advice)]
 
     def _check_latent_cache(self) -> list[str]:
         if not caches_latents(self):

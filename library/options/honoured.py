@@ -1,4 +1,4 @@
-"""Options that are accepted and not acted on, each with its reason; two that change what is trained are refused."""
+"""Options that are accepted and not acted on, each with its reason; what would change what is trained is refused."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ _NO_DEEPSPEED = "it belongs to --deepspeed, which is not supported"
 
 # flag -> what happens instead
 NOT_HONOURED: dict[str, str] = {
-    "dataset_class": "classes written for sd-scripts need its modules; describe the pictures with --dataset_config",
     "mem_eff_attn": "PyTorch's own attention, which is always used, needs as little memory",
     "ddp_gradient_as_bucket_view": _NO_DDP,
     "ddp_static_graph": _NO_DDP,
@@ -31,7 +30,7 @@ NOT_HONOURED: dict[str, str] = {
 }
 
 # of these, the ones without which something else would be trained than was asked for
-REFUSED = frozenset({"dataset_class", "deepspeed"})
+REFUSED = frozenset({"deepspeed"})
 
 # option -> the option without which it has no effect
 ONLY_WITH = {
@@ -112,6 +111,9 @@ def warnings_for(options: Any) -> list[str]:
         for name, other in NOT_BESIDE.items()
         if getattr(options, name) != flags[name].default and getattr(options, other)
     ]
+    if options.dataset_class:
+        given = [name for name in _flags_of_pictures(flags) if getattr(options, name) != flags[name].default]
+        warnings += [f"--{name} has no effect beside --dataset_class, which makes its own batches" for name in given]
     if options.bucket_no_upscale and not (options.enable_bucket or options.dataset_config):
         warnings.append("--bucket_no_upscale has no effect without --enable_bucket")
     if options.dataset_repeats != 1 and not (options.in_json or options.dataset_config):
@@ -186,3 +188,9 @@ def _not_honoured(options: Any) -> list[str]:
     """Names of the options of the table that are set to something else than their default."""
     flags = flags_of(type(options))
     return [name for name in NOT_HONOURED if name in flags and getattr(options, name) != flags[name].default]
+
+
+def _flags_of_pictures(flags: dict[str, Flag]) -> list[str]:
+    """The options that say which pictures and captions there are and what becomes of them."""
+    own = ("dataset_class", "resolution", "max_data_loader_n_workers", "persistent_data_loader_workers")
+    return [name for name, flag in flags.items() if flag.group.__name__ == "DatasetOptions" and name not in own]

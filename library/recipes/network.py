@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.dataset.dataset import TrainingDataset
+from library.dataset.own_dataset import OwnDataset
 from library.errors import UserError
 from library.families import family_class
 from library.families.base import ModelFamily
@@ -140,8 +141,10 @@ def trained_groups(network: nn.Module, options: TrainNetworkOptions) -> list[dic
 
 def build_datasets(
     options: TrainNetworkOptions, checked: Preflight, seed: int
-) -> tuple[TrainingDataset, TrainingDataset | None]:
+) -> tuple[TrainingDataset | OwnDataset, TrainingDataset | None]:
     """The pictures to train, and those that are held out, where there are any."""
+    if checked.scanned.own is not None:
+        return OwnDataset(checked.scanned, options, seed, checked.plan.max_train_steps), None
     dataset, held_out = (
         scanned and TrainingDataset(scanned, options, seed, checked.plan.max_train_steps)
         for scanned in (checked.scanned, checked.validation)
@@ -194,8 +197,8 @@ def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | Non
     if step >= plan.max_train_steps:
         name = "initial_epoch" if options.initial_step is None else "initial_step"
         raise UserError(
-            f"--{name} {getattr(options, name)} starts at step {step}, "
-            f"which is not before the last step, {plan.max_train_steps}"
+            f"--{name} {getattr(options, name)} begins after the last step, {plan.max_train_steps}; "
+            "give a larger --max_train_epochs or --max_train_steps"
         )
     epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
     return LoopState(epoch + 1, step, step_in_epoch * plan.accumulation, seed)
