@@ -24,7 +24,7 @@ from library.dataset.scan import (
 )
 from library.dataset.validation import split_validation
 from library.errors import UserError, quoted_list
-from library.families import FAMILIES, family_of_kind
+from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
 from library.options.derived import caches_text, chooses_own_rate, network_arguments, network_module
@@ -87,7 +87,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         scanned = attempt(decode_all, scanned)
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
-        problems += text_cache_problems(options, scanned)
+        problems += text_cache_problems(options, scanned, family)
     split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
     if options.huggingface_repo_id and not problems and is_main_process():
         attempt(check_uploads, options)
@@ -141,6 +141,11 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
     if options.prior_loss_weight != 1 and not any(subset.is_reg for subset in subsets):
         logger.warning("--prior_loss_weight has no effect: there are no regularisation pictures")
+    if options.cache_text_encoder_outputs_to_disk and not FAMILIES[checked.family].text_files:
+        logger.warning(
+            "--cache_text_encoder_outputs_to_disk has no effect on this model: outputs are kept in memory, "
+            "and computed once at every start"
+        )
     for note in checked.scanned.notes + validation_notes(options, checked) + warmup_notes(options, checked.plan):
         logger.warning(note)
     if checked.validation:
@@ -181,20 +186,23 @@ def bucket_step_problems(family: str, scanned: ScannedDataset) -> list[str]:
     ]
 
 
-def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset) -> list[str]:
-    """Why text encoders' outputs cannot be kept, where that is asked for."""
+def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset, family: str | None) -> list[str]:
+    """Why text encoders' outputs cannot be kept, where that is asked for; a file has room for one caption."""
     if not caches_text(options):
         return []
+    in_files = family is not None and writes_text(options, family)
     changing = {
         str(scanned.subsets[record.subset].source)
         for record in scanned.records
-        if possible_captions(record.caption, scanned.subsets[record.subset]) is None
+        if (captions := possible_captions(record.caption, scanned.subsets[record.subset])) is None
+        or (in_files and len(captions) > 1)
     }
     if not changing:
         return []
+    flag, more = ("_to_disk", "caption_dropout_rate, caption_dropout_every_n_epochs, ") if in_files else ("", "")
     return [
-        "--cache_text_encoder_outputs does not go with captions that change (shuffle_caption, enable_wildcard, "
-        f"caption_tag_dropout_rate, token_warmup_step), as those of {quoted_list(sorted(changing))} do"
+        f"--cache_text_encoder_outputs{flag} does not go with captions that change (shuffle_caption, enable_wildcard, "
+        f"{more}caption_tag_dropout_rate, token_warmup_step), as those of {quoted_list(sorted(changing))} do"
     ]
 
 

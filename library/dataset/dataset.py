@@ -16,6 +16,7 @@ from library.dataset.captions import possible_captions
 from library.dataset.config import SubsetOptions
 from library.dataset.sampler import BucketSampler, Draw, sampler_of
 from library.dataset.scan import ScannedDataset
+from library.dataset.text_cache import TextOutputs, WantedText, read_text
 from library.dataset.views import Views
 from library.families.base import Batch
 
@@ -32,6 +33,7 @@ class Example:
     original_size_hw: tuple[int, int]  # pixels
     crop_top_left: tuple[int, int]  # pixels
     target_size_hw: tuple[int, int]  # pixels
+    conds: dict[str, Tensor] | None = None  # text encoder outputs as their file holds them, where they are cached
     preserves_output: bool = False  # whether the model without the network gives the target
 
 
@@ -47,6 +49,8 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.views = Views(scanned, self.choices, max_train_steps)
         self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
+        self.texts: dict[int, TextOutputs] = {}  # record -> text encoder outputs kept in memory
+        self.text_paths: dict[int, Path] = {}  # record -> file of text encoder outputs on disk
 
     @staticmethod
     def collate(examples: Sequence[Example]) -> Batch:
@@ -76,6 +80,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             original_size_hw=(height, width),
             crop_top_left=(int(top), int(choice.bucket_wh[0] - right if view.flipped else left)),
             target_size_hw=(choice.bucket_wh[1], choice.bucket_wh[0]),
+            conds=self._conds(draw.index),
             preserves_output=subset.diff_output_preservation,
         )
 
@@ -128,6 +133,18 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             is_gone=record.is_gone,
         )
 
+    def wanted_text(self, index: int, weighted: bool) -> WantedText:
+        """What a record's text encoder outputs must be of; its caption must be the same in every draw."""
+        record, subset = self.scanned.records[index], self._subset(index)
+        (caption,) = possible_captions(record.caption, subset)
+        return WantedText(
+            caption=caption,
+            weighted=weighted,
+            is_whole_caption=caption == record.caption,
+            picture=None if record.is_gone else record.path,
+            caption_path=subset.metadata_file or record.path.with_name(f"{record.path.stem}{subset.caption_extension}"),
+        )
+
     def cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
         """A record's latents [C, h, w] with its sizes and mask, as they are kept in memory and on disk."""
         return CachedLatents(
@@ -146,6 +163,11 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             return read_latents(self.latents_paths[index])
         return self.latents.get(index)
 
+    def _conds(self, index: int) -> dict[str, Tensor] | None:
+        path = self.text_paths.get(index)
+        outputs = read_text(path) if path else self.texts.get(index)
+        return outputs and {name: torch.from_numpy(value) for name, value in outputs.items()}
+
 
 def collate(examples: Sequence[Example]) -> Batch:
     """The batch of examples of one bucket, all with pictures or all with latents."""
@@ -154,7 +176,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         loss_weights=torch.tensor([example.loss_weight for example in examples]),
         images=_stacked([example.image for example in examples]),
         latents=_stacked([example.latents for example in examples]),
-        conds=None,
+        conds=_conds(examples),
         alpha_masks=_masks(examples),
         original_sizes_hw=torch.tensor([example.original_size_hw for example in examples]),
         crop_top_lefts=torch.tensor([example.crop_top_left for example in examples]),
@@ -169,6 +191,12 @@ def _masks(examples: Sequence[Example]) -> Tensor | None:
         return None
     whole = torch.ones(examples[0].target_size_hw)
     return torch.stack([whole if example.alpha_mask is None else example.alpha_mask for example in examples])
+
+
+def _conds(examples: Sequence[Example]) -> dict[str, Tensor] | None:
+    present = [example.conds for example in examples if example.conds is not None]
+    assert len(present) in (0, len(examples)), "a batch mixes cached text encoder outputs with captions"
+    return {name: torch.stack([conds[name] for conds in present]) for name in present[0]} if present else None
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:

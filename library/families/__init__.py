@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from library.errors import UserError
 from library.families.detect import KINDS, CheckpointInfo
@@ -14,11 +15,12 @@ class FamilyRow:
     path: str  # "module:Class", imported only when chosen
     kinds: tuple[str, ...]  # keys of library.families.detect.KINDS
     bucket_step: int  # pixels; what the sides of buckets must be divisible by
+    text_files: bool  # whether the outputs of its text encoders have files beside the pictures, as kohya's do
 
 
 FAMILIES = {
-    "sd": FamilyRow("library.families.sd:Sd", ("sd1", "sd2"), 64),
-    "sdxl": FamilyRow("library.families.sdxl:Sdxl", ("sdxl",), 32),
+    "sd": FamilyRow("library.families.sd:Sd", ("sd1", "sd2"), 64, text_files=False),
+    "sdxl": FamilyRow("library.families.sdxl:Sdxl", ("sdxl",), 32, text_files=True),
 }
 
 
@@ -35,6 +37,11 @@ def family_of_kind(checkpoint: CheckpointInfo, wanted: str | None = None) -> str
         f"--pretrained_model_name_or_path: {checkpoint.path} is a {checkpoint.description}; {who} trains a {trained}"
         + ("; use train_network.py" if others else "")
     )
+
+
+def writes_text(options: Any, family: str) -> bool:
+    """Whether text encoder outputs are kept in files."""
+    return options.cache_text_encoder_outputs_to_disk and FAMILIES[family].text_files
 
 
 def family_class(name: str) -> type:

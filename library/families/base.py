@@ -25,7 +25,7 @@ class Batch:
     loss_weights: Tensor  # [B]; prior_loss_weight for regularisation pictures, else 1
     images: Tensor | None  # [B, 3, H, W] in [-1, 1]; None where latents are cached
     latents: Tensor | None  # [B, C, h, w] as the VAE gives them, not scaled
-    conds: Conds | None  # text encoder outputs where they are cached
+    conds: Conds | None  # text encoder outputs as their files hold them; None where captions are to be encoded
     alpha_masks: Tensor | None  # [B, H, W] in [0, 1]
     original_sizes_hw: Tensor  # [B, 2] pixels
     crop_top_lefts: Tensor  # [B, 2] pixels
@@ -114,3 +114,11 @@ class ModelFamily(Protocol):
     def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds: ...  # of both, for guidance
 
     def metadata(self) -> dict[str, str]: ...
+
+
+class StoresText(ModelFamily, Protocol):
+    """A family with files of text encoder outputs, as its row of library.families.FAMILIES says."""
+
+    def stored_text(self, caption: str) -> Conds:
+        """What the text encoders make of a caption, as a file holds it; `conds` takes batches of it."""
+        ...

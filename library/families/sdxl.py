@@ -51,7 +51,18 @@ class Sdxl:
         checkpoint_gradients(self.unet, self.text_encoders if self.trains_text_encoder else (), checkpoint)
 
     def conds(self, batch: Batch) -> Conds:
+        if batch.conds is not None:
+            stored = {name: value.to(self.device, self.dtype) for name, value in batch.conds.items()}
+            hidden = torch.cat([stored["hidden_state1"], stored["hidden_state2"]], dim=-1)
+            return {"hidden": hidden, "pooled": stored["pool2"]}
         return self.encode_text(batch.captions) if self.trains_text_encoder else self._memory.conds(batch.captions)
+
+    def stored_text(self, caption: str) -> Conds:
+        """Under kohya's names: the hidden states of each encoder, [L, D1] and [L, D2], and pooled text [P]."""
+        conds = self._memory.encoded(caption)
+        width = self.text_encoders[0].config.hidden_size
+        hidden = conds["hidden"]
+        return {"hidden_state1": hidden[:, :width], "hidden_state2": hidden[:, width:], "pool2": conds["pooled"]}
 
     def remember_text(self, captions: Sequence[str], progress: Callable[[], object]) -> bool:
         return self._memory.fill(captions, progress)

@@ -45,14 +45,15 @@ class TextMemory:
         """Encode all captions there will be; False where they need too much memory, and nothing is changed then.
 
         A few stay on the device, more in the computer's memory, from which they are copied batch by batch. The encoders
-        leave the device.
+        leave the device. There are no captions to encode where batches bring their conditioning.
         """
-        num_bytes = len(captions) * sum(value.nbytes for value in self._encoded(captions[0]).values())
+        examples = [value for caption in captions[:1] for value in self.encoded(caption).values()]
+        num_bytes = len(captions) * sum(value.nbytes for value in examples)
         if num_bytes > MAX_HOST_BYTES:
             return False
         stays = num_bytes <= MAX_DEVICE_BYTES
         for caption in captions:
-            conds = self._encoded(caption)
+            conds = self.encoded(caption)
             self._known[caption] = conds if stays else {name: _on_host(value) for name, value in conds.items()}
             progress()
         self.is_complete = True
@@ -76,7 +77,7 @@ class TextMemory:
         if caption in self._known:
             self._known.move_to_end(caption)
             return self._known[caption]
-        conds = self._encoded(caption)
+        conds = self.encoded(caption)
         if not self.is_complete:
             self._known[caption] = conds
             if len(self._known) > MAX_CAPTIONS:
@@ -84,7 +85,8 @@ class TextMemory:
         return conds
 
     @torch.no_grad()
-    def _encoded(self, caption: str) -> Conds:
+    def encoded(self, caption: str) -> Conds:
+        """A caption's conditioning as it is kept, without the batch dimension."""
         return {name: value.to(self.dtype) for name, value in self.encode(caption).items()}
 
 

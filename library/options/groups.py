@@ -162,10 +162,12 @@ class DatasetOptions(OptionGroup):
         False, "insist on encoding every caption only once, before training; done without it too where that is possible"
     )
     cache_text_encoder_outputs_to_disk: bool = option(
-        False, "as --cache_text_encoder_outputs; the files beside the pictures are not written yet"
+        False, "as --cache_text_encoder_outputs, and keep them in files beside the pictures (Stable Diffusion XL only)"
     )
     vae_batch_size: int = option(1, "number of pictures the VAE sees at once while caching")
-    skip_cache_check: bool = option(False, "trust latents found on disk without reading them first")
+    skip_cache_check: bool = option(
+        False, "trust latents and text encoder outputs found on disk without reading them first"
+    )
     train_batch_size: int = option(1, "number of pictures in a batch")
     max_data_loader_n_workers: int = option(8, "largest number of processes that load pictures; 0 loads in place")
     persistent_data_loader_workers: bool = option(False, "keep the loading processes from epoch to epoch")
@@ -205,7 +207,8 @@ class DatasetOptions(OptionGroup):
 
     def _check_own_dataset(self) -> list[str]:
         advice = "its batches are its own affair"
-        others = ("dataset_config", "in_json", "cache_latents", "cache_latents_to_disk", "debug_dataset")
+        caches = ("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs")
+        others = ("dataset_config", "in_json", *caches, "cache_text_encoder_outputs_to_disk", "debug_dataset")
         return [problem for name in others for problem in conflict(self, name, "dataset_class", advice)]
 
     def _check_latent_cache(self) -> list[str]:

@@ -23,7 +23,6 @@ NOT_HONOURED: dict[str, str] = {
     "zero3_save_16bit_model": _NO_DEEPSPEED,
     "fp16_master_weights_and_gradients": _NO_DEEPSPEED,
     "fused_backward_pass": "a network's gradients are too small to be worth it; kohya's script does nothing either",
-    "cache_text_encoder_outputs_to_disk": "outputs are kept in memory, and computed once at every start",
     "tokenizer_cache_dir": "the tokenizer comes with this suite, and nothing is downloaded",
     "lowram": "checkpoints are mapped into memory, not read into it, so there is nothing to spare",
     "highvram": "the GPU's caches are never emptied between steps, so there is nothing to skip",

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from library.dataset.dataset import TrainingDataset
 from library.dataset.own_dataset import OwnDataset
 from library.errors import UserError
-from library.families import family_class
+from library.families import family_class, writes_text
 from library.families.base import ModelFamily
 from library.options.derived import (
     DEFAULT_NETWORK,
@@ -47,6 +47,7 @@ from library.training.precision import (
 from library.training.reports import TrainedPart, parts_table
 from library.training.saving import LoopState
 from library.training.schedulers import build_scheduler
+from library.training.text_caching import cache_text_on_disk
 from library.training.trackers import start_trackers
 from library.training.validation import Validation
 
@@ -94,7 +95,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     restore(accelerator, optimizer, state, checked.resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
-        cache_text(datasets, family, accelerator)
+        cache_text_of(datasets, family, options, accelerator)
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
     recipe = NetworkRecipe(
@@ -160,6 +161,16 @@ def cache_latents_of(
         for dataset in datasets:
             cache_latents(dataset, family, options, accelerator)
         family.vae.release()
+
+
+def cache_text_of(
+    datasets: list[TrainingDataset], family: ModelFamily, options: TrainNetworkOptions, accelerator: Accelerator
+) -> None:
+    """Encode all captions now, where that is possible, so that frozen text encoders can leave the device."""
+    if writes_text(options, family.name):
+        cache_text_on_disk(datasets, family, options, accelerator)
+    else:
+        cache_text(datasets, family, accelerator)
 
 
 def prepare_unet(family: ModelFamily, options: TrainNetworkOptions) -> None:

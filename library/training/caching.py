@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,8 @@ from library.options.groups import DatasetOptions
 from library.training.vae_check import VaeCheck
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 NUM_READERS = 8  # threads that examine files, which wait for the disk
 
@@ -117,7 +120,7 @@ def cache_on_disk(
     else:
         reasons = reasons_to_make(dataset, files, mine, vae, accelerator)
     found = gather_object(list(reasons.items()))
-    log_findings(len(owners), Counter(reason for _, reason in found))
+    log_findings("latents", len(owners), Counter(reason for _, reason in found))
     require_pictures(dataset, sorted(index for index, _ in found))
     to_make = sorted(index for index, _ in found)[accelerator.process_index :: accelerator.num_processes]
     broken = []
@@ -184,16 +187,17 @@ def reasons_to_make(
     return reasons
 
 
-def spread(indices: list[int]) -> list[int]:
-    """A few of the records, from the first to the last."""
-    last = len(indices) - 1
-    return [indices[i] for i in sorted({0, last // 2, last})] if indices else []
+def spread(items: list[Item]) -> list[Item]:
+    """A few of the items, from the first to the last."""
+    last = len(items) - 1
+    return [items[i] for i in sorted({0, last // 2, last})] if items else []
 
 
-def log_findings(num_files: int, reasons: Counter[str]) -> None:
+def log_findings(what: str, num_files: int, reasons: Counter[str]) -> None:
     anew = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common() if reason != ABSENT)
     logger.info(
-        "latents: %d of %d pictures have theirs on disk%s",
+        "%s: %d of %d pictures have theirs on disk%s",
+        what,
         num_files - reasons.total(),
         num_files,
         f"; made anew: {anew}" if anew else "",
