@@ -12,7 +12,6 @@ from library.training.fp8 import hold_in_fp8
 from library.training.precision import check_compiler, checkpoint_in_main_memory, compile_unet
 from networks import lora
 
-
 OF_FAMILY = {"sd1": {}, "sdxl": {"num_layers": 2, "use_linear_projection": True}}
 
 
