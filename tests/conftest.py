@@ -64,6 +64,12 @@ def tiny_sdxl_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_file(tmp_path_factory.mktemp("tiny") / "tiny sdxl.safetensors", kind="sdxl")
 
 
+@pytest.fixture(params=["sd1", "sdxl"])
+def model_file(request: pytest.FixtureRequest) -> Path:
+    """The single file of the toy model of each family."""
+    return request.getfixturevalue({"sd1": "tiny_file", "sdxl": "tiny_sdxl_file"}[request.param])
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A dataset folder with four pictures of two shapes in `2_cat`, captioned in .txt files."""

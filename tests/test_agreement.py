@@ -4,15 +4,16 @@ import pytest
 
 from library.families.agreement import folder_predicts_v, model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint
-from library.options.groups import ModelOptions
+from library.options.groups import TrainNetworkOptions
 from tests import tiny
 
 
 def warnings(checkpoint: CheckpointInfo, **options: object) -> list[str]:
-    return model_warnings(ModelOptions(pretrained_model_name_or_path=str(checkpoint.path), **options), checkpoint)
+    given = TrainNetworkOptions(pretrained_model_name_or_path=str(checkpoint.path), **options)
+    return model_warnings(given, checkpoint)
 
 
-@pytest.fixture(params=["sd1", "sd2"])
+@pytest.fixture(params=["sd1", "sd2", "sdxl"])
 def checkpoint(request, tmp_path) -> CheckpointInfo:
     return CheckpointInfo(tmp_path / "model.safetensors", request.param, is_folder=False)
 
@@ -23,8 +24,8 @@ def test_flags_that_fit_the_file_give_no_warning(checkpoint, v_parameterization)
 
 
 def test_v2_that_does_not_fit_is_said_once_with_what_the_model_is(checkpoint):
-    (warning,) = warnings(checkpoint, v2=checkpoint.kind == "sd1")
-    given = "--v2 is given" if checkpoint.kind == "sd1" else "--v2 is not given"
+    (warning,) = warnings(checkpoint, v2=checkpoint.kind != "sd2")
+    given = "--v2 is given" if checkpoint.kind != "sd2" else "--v2 is not given"
     assert warning.startswith(given) and checkpoint.description in warning
 
 
@@ -47,6 +48,20 @@ def test_scheduler_that_tells_nothing_is_passed_over(text, answer, tmp_path):
     assert folder_predicts_v(CheckpointInfo(tmp_path, "sd2", is_folder=True)) is answer
 
 
-def test_clip_skip_is_doubted_for_sd2_only(checkpoint):
+def test_clip_skip_is_doubted_for_sd2_and_without_effect_on_sdxl(checkpoint):
     found = warnings(checkpoint, v2=checkpoint.kind == "sd2", clip_skip=2)
-    assert len(found) == (checkpoint.kind == "sd2")
+    words = {"sd1": [], "sd2": ["is seldom right with"], "sdxl": ["has no effect"]}[checkpoint.kind]
+    assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_more_rates_than_text_encoders_are_told_of(checkpoint):
+    fits = {"v2": checkpoint.kind == "sd2"}
+    count = 2 if checkpoint.kind == "sdxl" else 1
+    assert not warnings(checkpoint, text_encoder_lr=[1e-4] * count, **fits)
+    (warning,) = warnings(checkpoint, text_encoder_lr=[1e-4] * 3, **fits)
+    assert "has 3 values" in warning and ("the first 2 count" in warning) == (count == 2)
+
+
+def test_a_folder_is_always_mapped_and_that_is_said(tmp_path):
+    (warning,) = warnings(CheckpointInfo(tmp_path, "sdxl", is_folder=True), disable_mmap_load_safetensors=True)
+    assert "no effect on a diffusers folder" in warning

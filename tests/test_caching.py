@@ -20,7 +20,7 @@ from torch import Tensor
 from library.dataset.cache import read_latents
 from library.dataset.dataset import TrainingDataset
 from library.dataset.scan import scan_dataset
-from library.families.sd import Sd
+from library.families.base import ModelFamily
 from library.families.vae import Vae
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import cache_latents
@@ -64,10 +64,10 @@ def options_of(model: Path, pictures: Path, **changes: object) -> TrainNetworkOp
 def cache(model, pictures, caplog):
     """Cache the latents of a run; returns its dataset, its family, and the line that says what was found."""
 
-    def run(model: Path = model, **changes: object) -> tuple[TrainingDataset, Sd, str]:
+    def run(model: Path = model, **changes: object) -> tuple[TrainingDataset, ModelFamily, str]:
         options = options_of(model, pictures, **changes)
         dataset = TrainingDataset(scan_dataset(options), options, seed=0, max_train_steps=4)
-        family = Sd(options, torch.device("cpu"), torch.float32)
+        family = tiny.load_family(options)
         caplog.clear()
         with caplog.at_level(logging.INFO):
             cache_latents(dataset, family, options, Accelerator(cpu=True))
@@ -76,7 +76,7 @@ def cache(model, pictures, caplog):
     return run
 
 
-def are_right(dataset: TrainingDataset, family: Sd) -> bool:
+def are_right(dataset: TrainingDataset, family: ModelFamily) -> bool:
     """Whether all latents are samples of what this VAE makes of these pictures as they are now."""
     for index, path in dataset.latents_paths.items():
         mean, deviation = family.vae.distribution(dataset.image(index)[None])
@@ -86,8 +86,8 @@ def are_right(dataset: TrainingDataset, family: Sd) -> bool:
     return len(dataset.latents_paths) == 4
 
 
-def files(pictures: Path) -> list[Path]:
-    return sorted((pictures / "2_cat").glob("*_sd.npz"))
+def files(pictures: Path, family: str = "sd") -> list[Path]:
+    return sorted((pictures / "2_cat").glob(f"*_{family}.npz"))
 
 
 def contents(pictures: Path) -> list[bytes]:
@@ -122,6 +122,16 @@ def test_files_have_kohyas_keys_and_four_of_our_own(cache, pictures):
         "athanor_checksum": ("i", ()),
     }
     assert are_right(dataset, family)
+
+
+def test_files_of_both_families_lie_side_by_side(cache, tiny_sdxl_file, pictures, tmp_path):
+    cache()
+    before = contents(pictures)
+    sdxl = write_vae(tmp_path / "sdxl.safetensors", tiny_sdxl_file)
+    for number in (0, 4):
+        dataset, family, said = cache(sdxl)
+        assert said == f"latents: {number} of 4 pictures have theirs on disk" and are_right(dataset, family)
+    assert contents(pictures) == before and len(files(pictures, "sdxl")) == 4
 
 
 @pytest.mark.parametrize("kohyas", [False, True])

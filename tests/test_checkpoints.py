@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.errors import UserError
-from library.families.checkpoint_files import Target, open_checkpoint
+from library.families.checkpoint_files import Target, UnmappedReader, open_checkpoint
 from library.families.checkpoints import LAYOUTS, Models, ldm_state_dict, load_models
 from library.families.detect import inspect_checkpoint
 from library.families.ldm_open_clip import load_open_clip, open_clip_in_file
@@ -23,9 +23,9 @@ from tests import tiny
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
-def load(path: Path, dtype: torch.dtype = FP32, vae: Path | None = None):
-    """Text encoder, VAE and U-Net, as training loads them."""
-    options = ModelOptions(vae=str(vae) if vae else None)
+def load(path: Path, dtype: torch.dtype = FP32, vae: Path | None = None, **more: object):
+    """Text encoders, VAE and U-Net, as training loads them."""
+    options = ModelOptions(vae=str(vae) if vae else None, **more)
     models = load_models(inspect_checkpoint(str(path)), options, Target(dtype))
     return *models.text_encoders, models.vae, models.unet
 
@@ -82,6 +82,33 @@ def test_single_file_gives_the_weights_it_was_written_from(suffix, dtype, kind, 
     unet, vae, text_encoders = tiny.models(kind)
     for model, reference in zip(load(path, dtype), (*text_encoders, vae, unet), strict=True):
         assert_same_weights(model, reference, dtype)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
+def test_a_file_that_is_read_without_mapping_gives_the_same_weights(dtype, kind, tmp_path):
+    path = tiny.write_file(tmp_path / "model.safetensors", dtype, kind=kind)
+    separate = tiny.write_file(tmp_path / "vae.safetensors", dtype)
+    for vae in (None, separate):
+        mapped, unmapped = (load(path, dtype, vae, disable_mmap_load_safetensors=off) for off in (False, True))
+        for model, reference in zip(unmapped, mapped, strict=True):
+            assert_same_weights(model, reference)
+    separate.unlink()  # Windows does not delete what is mapped
+    path.write_bytes(bytes(path.stat().st_size))
+    assert all(parameter.any() for parameter in unmapped[-1].parameters() if parameter.ndim > 1)
+
+
+def test_tensors_of_every_number_format_are_read_without_mapping(tmp_path):
+    names = {dtype: name for name, dtype in UnmappedReader.DTYPES.items()}
+    weights = {name: torch.tensor([[0, 1, 3], [2, 0, 1]]).to(dtype) for dtype, name in names.items()}
+    weights |= {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3, dtype=FP16)}
+    save_file(weights, tmp_path / "a.safetensors")
+    mapped, unmapped = (open_checkpoint(tmp_path / "a.safetensors", mapped) for mapped in (True, False))
+    assert isinstance(unmapped, UnmappedReader) and set(unmapped) == set(mapped) == set(weights)
+    for name, value in weights.items():
+        for found in (mapped[name], unmapped[name]):
+            assert (found.dtype, found.shape) == (value.dtype, value.shape), name
+            assert torch.equal(found.double(), value.double()), name
 
 
 def test_weights_of_a_half_precision_file_are_widened_not_changed(tmp_path):
@@ -262,12 +289,13 @@ def test_diffusers_reads_our_vae(kind, file_of, folder_of):
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_diffusers_reads_our_text_encoder(kind, file_of, folder_of):
+def test_diffusers_reads_our_text_encoders(kind, file_of, folder_of):
     weights = single_file_utils.load_single_file_checkpoint(str(file_of(kind)), local_files_only=True)
-    text_encoder = single_file_utils.create_diffusers_clip_model_from_ldm(
-        CLIPTextModel, weights, config=str(folder_of(kind)), subfolder="text_encoder", local_files_only=True
-    )
-    assert_same_weights(text_encoder, tiny.models(kind).text_encoders[0])
+    for part, reference in zip(LAYOUTS[kind].text_encoders, tiny.models(kind).text_encoders, strict=True):
+        text_encoder = single_file_utils.create_diffusers_clip_model_from_ldm(
+            part.model_class, weights, config=str(folder_of(kind)), subfolder=part.folder, local_files_only=True
+        )
+        assert_same_weights(text_encoder, reference)
 
 
 # --- the names of full-size SD 1.5 -----------------------------------------------------------------------------------

@@ -12,11 +12,13 @@ from library.training.fp8 import hold_in_fp8
 from library.training.precision import check_compiler, checkpoint_in_main_memory, compile_unet
 from networks import lora
 
+OF_FAMILY = {"sd1": {}, "sdxl": {"num_layers": 2, "use_linear_projection": True}}
 
-def transformer() -> Transformer2DModel:
+
+def transformer(family: str = "sd1") -> Transformer2DModel:
     """What a U-Net has at each of its levels."""
     torch.manual_seed(0)
-    model = Transformer2DModel(2, 16, in_channels=32, norm_num_groups=8, cross_attention_dim=32)
+    model = Transformer2DModel(2, 16, in_channels=32, norm_num_groups=8, cross_attention_dim=32, **OF_FAMILY[family])
     return model.requires_grad_(False)
 
 
@@ -38,8 +40,9 @@ def loss_and_gradients(model: nn.Module, network: nn.Module) -> list[Tensor]:
     return [loss.detach(), *(parameter.grad.clone() for parameter in network.parameters())]
 
 
-def test_a_compiled_model_gives_the_same_loss_and_gradients_with_fp8_and_adapters():
-    model = transformer()
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_a_compiled_model_gives_the_same_loss_and_gradients_with_fp8_and_adapters(family):
+    model = transformer(family)
     hold_in_fp8(model)
     network = with_network(model)
     plain = loss_and_gradients(model, network)

@@ -353,7 +353,12 @@ def test_lora_type_chooses_module_and_arguments(kind, module, arguments):
         ({"xformers": "xformers"}, {"xformers": True, "sdpa": False}),
         ({"xformers": True}, {"xformers": True, "sdpa": False}),
         ({"xformers": "none"}, {"xformers": False, "sdpa": False}),
-        ({"sdxl": True}, {"no_half_vae": True}),
+        ({"sdxl": True}, {"no_half_vae": True, "cache_text_encoder_outputs": False}),
+        (
+            {"sdxl": True, "sdxl_cache_text_encoder_outputs": True, "text_encoder_lr": 0},
+            {"cache_text_encoder_outputs": True, "network_train_unet_only": True},
+        ),
+        ({"sdxl_cache_text_encoder_outputs": True}, {"cache_text_encoder_outputs": False, "no_half_vae": False}),
         (
             {"noise_offset_type": "Multires"},
             {"noise_offset": None, "adaptive_noise_scale": None, "multires_noise_iterations": 6},

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from library.errors import UserError
-from library.families.base import KohyaModels
-from library.families.sd import Sd, kohya_views, sd_adapter_targets
+from library.families.base import KohyaModels, ModelFamily
+from library.families.sd import kohya_views, sd_adapter_targets
 from library.options.groups import TrainNetworkOptions
 from library.preflight import check_network_module
 from library.recipes.network import trained_parts
@@ -30,6 +30,7 @@ from train_network import train
 
 lycoris = pytest.importorskip("lycoris.kohya", reason="the package lycoris-lora is not installed")
 ALGOS = ["lora", "locon", "loha", "lokr", "ia3", "dylora", "full", "diag-oft", "boft", "glora"]
+RUNS = [*((algo, "sd1") for algo in ALGOS), ("lora", "sdxl"), ("loha", "sdxl")]
 REFUSED = {  # by algorithm and --dim_from_weights: where LyCORIS fails, or says nothing and takes nothing
     ("dylora", False): "did not take the weights",
     ("dylora", True): "lycoris.kohya stopped at",
@@ -39,15 +40,23 @@ ADDED_BY_FULL = ("conv_in", "conv_out", "time_embedding_linear_1", "time_embeddi
 NAME = "lycoris.kohya"
 
 
+@pytest.fixture(scope="module")
+def file_of(tiny_file, tiny_sdxl_file) -> Callable[[str], Path]:
+    """The toy model of a kind as a single file."""
+    return {"sd1": tiny_file, "sdxl": tiny_sdxl_file}.get
+
+
 @pytest.fixture
-def build(tiny_folder):
+def build(file_of):
     """A family and a network on it; every call loads the model anew."""
 
-    def make(arguments: dict[str, str] | None = None, **options: object) -> tuple[Sd, ExternalNetwork]:
+    def make(
+        arguments: dict[str, str] | None = None, kind: str = "sd1", **options: object
+    ) -> tuple[ModelFamily, ExternalNetwork]:
         torch.manual_seed(0)
         values = {"network_dim": 4, "network_alpha": 2} | options
-        read = TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_folder), **values)
-        family = Sd(read, torch.device("cpu"), torch.float32)
+        read = TrainNetworkOptions(pretrained_model_name_or_path=str(file_of(kind)), **values)
+        family = tiny.load_family(read)
         algorithm = load_algorithm(read.network_module or NAME)
         algorithm.check_arguments(arguments or {})
         return family, build_network(algorithm, family, read, arguments or {})
@@ -56,12 +65,12 @@ def build(tiny_folder):
 
 
 @torch.no_grad()
-def answer(family: Sd) -> Tensor:
-    """What U-Net and text encoder say of a fixed input; DyLoRA draws its rank with `random`."""
+def answer(family: ModelFamily) -> Tensor:
+    """What U-Net and text encoders say of a fixed input; DyLoRA draws its rank with `random`."""
     random.seed(0)
     torch.manual_seed(0)
-    conds = {"hidden": family.encode_text(["a cat"])}
-    return family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), conds, None)
+    conds = family.prompt_conds("a cat", "")
+    return family.predict(torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), conds, None)
 
 
 def train_a_little(network: nn.Module, size: float = 0.03) -> None:
@@ -80,42 +89,43 @@ def layers_of(names) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def kohyas_layers(family: Sd) -> set[str]:
-    return {target.name for target in sd_adapter_targets(family.text_encoder, family.unet, conv=True)}
+def kohyas_layers(family: ModelFamily) -> set[str]:
+    return {target.name for target in family.adapter_targets(conv=True)}
 
 
-@pytest.fixture(scope="module", params=ALGOS)
-def whole_run(request, tiny_file, tmp_path_factory) -> tuple[str, list[str], Path]:
-    """Algorithm, command line and output folder of a run of two steps that keeps its states."""
-    algo, folder = request.param, tmp_path_factory.mktemp("whole")
+@pytest.fixture(scope="module", params=RUNS, ids="-".join)
+def whole_run(request, file_of, tmp_path_factory) -> tuple[str, str, list[str], Path]:
+    """Algorithm, kind of model, command line and output folder of a run of two steps that keeps its states."""
+    (algo, kind), folder = request.param, tmp_path_factory.mktemp("whole")
     pictures = tiny.write_pictures(folder / "train")
     more = {"scale_weight_norms": 0.01} if algo == "lokr" else {}  # which changes what is in no file of LoKr
-    line = arguments(tiny_file, pictures, folder / "out", f"algo={algo}", gradient_checkpointing=True, **more)
+    line = arguments(file_of(kind), pictures, folder / "out", f"algo={algo}", gradient_checkpointing=True, **more)
     train([*line, "--save_every_n_steps", "1", "--save_state"])
-    return algo, line, folder / "out"
+    return algo, kind, line, folder / "out"
 
 
 def test_two_steps_train_and_the_file_has_kohyas_names(whole_run, build):
-    algo, _, output = whole_run
+    algo, kind, _, output = whole_run
     path = output / "lora.safetensors"
     weights = load_file(path)
-    untrained = build({"algo": algo}, network_alpha=1)[1]._own_weights()
+    family, network = build({"algo": algo}, kind, network_alpha=1)
+    untrained = network._own_weights()
     assert weights.keys() == untrained.keys()
-    added = {f"lora_unet_{name}" for name in ADDED_BY_FULL}
-    assert layers_of(weights) == kohyas_layers(build()[0]) | added
+    added = {f"lora_unet_{name}" for name in ADDED_BY_FULL} if kind == "sd1" else set()
+    assert layers_of(weights) == kohyas_layers(family) | added
     changed = layers_of(name for name in weights if not torch.equal(weights[name], untrained[name]))
-    assert any(name.startswith("lora_te_text_model_") for name in changed), "the text encoder is trained"
+    parts = {"lora_te"} if kind == "sd1" else {"lora_te1", "lora_te2"}
+    assert {name.partition("_text_model_")[0] for name in changed if "_text_model_" in name} == parts
     assert len(changed) > 0.9 * len(layers_of(weights))
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["ss_network_module"] == NAME and metadata["ss_steps"] == "2" and metadata["sshs_model_hash"]
 
 
-@pytest.mark.parametrize("algo", ALGOS)
-def test_a_new_network_changes_nothing_and_multiplier_zero_is_off(algo, build, tiny_folder):
-    family, network = build({"algo": algo})
-    plain = Sd(TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_folder)), torch.device("cpu"), torch.float32)
-    before = answer(plain)
+@pytest.mark.parametrize(("algo", "kind"), RUNS)
+def test_a_new_network_changes_nothing_and_multiplier_zero_is_off(algo, kind, build, file_of):
+    family, network = build({"algo": algo}, kind)
+    before = answer(tiny.load_family(TrainNetworkOptions(pretrained_model_name_or_path=str(file_of(kind)))))
     torch.testing.assert_close(answer(family), before, rtol=1e-4, atol=1e-5)
     train_a_little(network)
     assert (answer(family) - before).norm() > 0.01 * before.norm()
@@ -123,9 +133,9 @@ def test_a_new_network_changes_nothing_and_multiplier_zero_is_off(algo, build, t
     torch.testing.assert_close(answer(family), before, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("algo", ALGOS)
-def test_a_saved_network_answers_the_same_when_loaded(algo, build, tmp_path):
-    family, network = build({"algo": algo})
+@pytest.mark.parametrize(("algo", "kind"), RUNS)
+def test_a_saved_network_answers_the_same_when_loaded(algo, kind, build, tmp_path):
+    family, network = build({"algo": algo}, kind)
     train_a_little(network.eval())
     trained, path = answer(family), tmp_path / "网络 1.safetensors"
     network.save_weights(path, None, {"ss_epoch": "1"})
@@ -134,15 +144,15 @@ def test_a_saved_network_answers_the_same_when_loaded(algo, build, tmp_path):
         options = dict(network_weights=str(path), dim_from_weights=from_weights)
         if (algo, from_weights) in REFUSED:
             with pytest.raises(UserError, match=REFUSED[algo, from_weights]):
-                build(given, **options)
+                build(given, kind, **options)
             continue
-        again, loaded = build(given, **options)
+        again, loaded = build(given, kind, **options)
         loaded.eval()
         torch.testing.assert_close(answer(again), trained, rtol=1e-4, atol=1e-5)
 
 
 def test_a_resumed_run_ends_in_the_same_bits(whole_run, tmp_path):
-    _, line, whole = whole_run
+    _, _, line, whole = whole_run
     train([*line, "--output_dir", str(tmp_path), "--resume", str(whole / "lora-step00000001-state")])
     assert weights_equal(whole / "lora.safetensors", tmp_path / "lora.safetensors")
 

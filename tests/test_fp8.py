@@ -83,22 +83,22 @@ def rounded_file(source, target, prefixes):
     """The checkpoint with the weights of Linear layers and convolutions of these parts as fp8 holds them."""
     weights = load_file(source)
     for name, value in weights.items():
-        if name.startswith(prefixes) and name.endswith(".weight") and value.ndim > 1 and "embedding" not in name:
-            layer = nn.Linear(1, 1)
-            layer.weight = nn.Parameter(value, requires_grad=False)
-            weights[name] = held(layer).weight
+        is_matrix = name.endswith((".weight", ".in_proj_weight", ".text_projection")) and value.ndim > 1
+        if name.startswith(prefixes) and is_matrix and "embedding" not in name:
+            layers = [nn.Linear(1, 1) for _ in range(3 if name.endswith(".in_proj_weight") else 1)]
+            for layer, part in zip(layers, value.chunk(len(layers)), strict=True):
+                layer.weight = nn.Parameter(part, requires_grad=False)
+            weights[name] = torch.cat([held(layer).weight for layer in layers])
     save_file(weights, target)
     return target
 
 
-PARTS = {
-    "fp8_base": ("model.diffusion_model.", "cond_stage_model."),
-    "fp8_base_unet": ("model.diffusion_model.",),
-}
+UNET, TEXTS = "model.diffusion_model.", ("cond_stage_model.", "conditioner.embedders.")
+PARTS = {"fp8_base": (UNET, *TEXTS), "fp8_base_unet": (UNET,)}
 
 
 @pytest.mark.parametrize("flag", PARTS)
-def test_training_is_that_of_a_checkpoint_with_rounded_weights(flag, tiny_file, pictures, tmp_path):
+def test_training_is_that_of_a_checkpoint_with_rounded_weights(flag, model_file, pictures, tmp_path):
     """Merging, checkpointing, previews and the text encoder's own network included."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat --w 64 --h 64 --s 2 --d 1\n", encoding="utf-8")
@@ -106,12 +106,12 @@ def test_training_is_that_of_a_checkpoint_with_rounded_weights(flag, tiny_file, 
         max_train_epochs=None, max_train_steps=3, gradient_checkpointing=True, optimizer_type="SGD", learning_rate=1,
         sample_prompts=prompts, before_after=True, network_args=["conv_dim=2"],
     )  # fmt: skip
-    rounded_model = rounded_file(tiny_file, tmp_path / "rounded.safetensors", PARTS[flag])
-    train(tiny.arguments(tiny_file, pictures, tmp_path / "fp8", **common, **{flag: True}))
+    rounded_model = rounded_file(model_file, tmp_path / "rounded.safetensors", PARTS[flag])
+    train(tiny.arguments(model_file, pictures, tmp_path / "fp8", **common, **{flag: True}))
     train(tiny.arguments(rounded_model, pictures, tmp_path / "plain", **common))
     ours, wanted = (load_file(tmp_path / name / "lora.safetensors") for name in ("fp8", "plain"))
     moved = [name for name in wanted if "lora_up" in name and wanted[name].any()]
-    assert len({name.split("_")[1] for name in moved}) == 2
+    assert {name.split("_")[1] for name in moved} == {name.split("_")[1] for name in wanted}
     for name in moved:
         assert (ours[name] - wanted[name]).norm() < 1e-3 * wanted[name].norm() + 1e-7, name
     sheets = [np.asarray(Image.open(tmp_path / name / "before_after.png"), dtype=int) for name in ("fp8", "plain")]

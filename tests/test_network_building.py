@@ -7,27 +7,28 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import UserError
-from library.families.sd import Sd
+from library.families.base import ModelFamily
 from library.network_files import read_weights, write_weights
 from library.options.groups import TrainNetworkOptions
 from library.recipes.network_building import build_network, merge_base_weights
 from networks import lora
+from tests import tiny
 
 CONVOLUTIONS = {"conv_dim": "2", "conv_alpha": "3"}
 
 
 @pytest.fixture
-def family_with(tiny_folder):
+def family_with(model_file):
     """A family with these options, on models of its own."""
 
-    def make(**options: object) -> tuple[Sd, TrainNetworkOptions]:
-        read = TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_folder), **options)
-        return Sd(read, torch.device("cpu"), torch.float32), read
+    def make(**options: object) -> tuple[ModelFamily, TrainNetworkOptions]:
+        read = TrainNetworkOptions(pretrained_model_name_or_path=str(model_file), **options)
+        return tiny.load_family(read), read
 
     return make
 
 
-def write_trained(path: Path, family: Sd, seed: int, **arguments: str) -> nn.Module:
+def write_trained(path: Path, family: ModelFamily, seed: int, **arguments: str) -> nn.Module:
     """A file of a network as after training, which is left on the model."""
     network = build_network(lora, family, TrainNetworkOptions(network_dim=3, network_alpha=2), arguments).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -39,11 +40,10 @@ def write_trained(path: Path, family: Sd, seed: int, **arguments: str) -> nn.Mod
 
 
 @torch.no_grad()
-def answer(family: Sd) -> Tensor:
-    """What U-Net and text encoder say of a fixed input."""
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    conds = {"hidden": family.encode_text(["a cat"])}
-    return family.predict(latents, torch.tensor([500]), conds, None)
+def answer(family: ModelFamily) -> Tensor:
+    """What U-Net and text encoders say of a fixed input."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return family.predict(latents, torch.tensor([500, 500]), family.prompt_conds("a cat", ""), None)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -71,8 +71,10 @@ def test_of_several_base_weights_each_has_its_multiplier_and_the_rest_1(family_w
     deltas = []
     for path in paths:
         fresh, _ = family_with()
-        network = lora.create_network_from_weights(list(fresh.adapter_targets(conv=False)), path)
-        deltas.append(network.lora_unet_mid_block_attentions_0_proj_in.delta_weight())
+        targets = list(fresh.adapter_targets(conv=False))
+        network = lora.create_network_from_weights(targets, path)
+        (name,) = (target.name for target in targets if target.layer is fresh.unet.mid_block.attentions[0].proj_in)
+        deltas.append(getattr(network, name).delta_weight())
     torch.testing.assert_close(layer.weight - before, (0.25 * deltas[0] + deltas[1]).detach(), rtol=1e-4, atol=1e-6)
 
 
@@ -107,17 +109,17 @@ def test_base_weights_with_convolutions_do_not_change_which_layers_are_trained(f
 def test_the_network_of_a_file_has_its_layers_ranks_and_answers(family_with, tmp_path):
     path = tmp_path / "first.safetensors"
     family, _ = family_with()
-    network = write_trained(path, family, 1, **CONVOLUTIONS, mid_lr_weight="0")
+    network = write_trained(path, family, 1, **CONVOLUTIONS, mid_lr_weight="0,0,0")
     trained = answer(family)
     family, options = family_with(network_weights=str(path), dim_from_weights=True, network_dim=64)
     again = build_network(lora, family, options, {"rank_dropout": "0.5"}).eval()
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
-    assert not [name for name in again.state_dict() if "mid_block" in name]
+    assert not [name for name in again.state_dict() if "mid_block" in name or "middle_block" in name]
     assert all(adapter.rank_dropout == 0.5 for adapter in again.adapters())
     torch.testing.assert_close(answer(family), trained)
 
 
 def test_a_network_without_layers_is_refused(family_with):
-    zeros = {"down_lr_weight": "zeros", "mid_lr_weight": "0", "up_lr_weight": "zeros"}
+    zeros = {"down_lr_weight": "zeros", "mid_lr_weight": "0,0,0", "up_lr_weight": "zeros"}
     with pytest.raises(UserError, match="no layers"):
         build_network(lora, *family_with(network_train_unet_only=True), zeros)

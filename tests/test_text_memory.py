@@ -11,7 +11,7 @@ from library.dataset.config import SubsetOptions
 from library.dataset.dataset import TrainingDataset
 from library.dataset.scan import scan_dataset
 from library.families import text_memory
-from library.families.sd import Sd
+from library.families.base import ModelFamily
 from library.families.text_memory import TextMemory
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import cache_text
@@ -34,16 +34,16 @@ def encoding_counted(captions: list[str]):
 
 
 @pytest.fixture
-def cached(tiny_file, pictures):
+def cached(model_file, pictures):
     """A dataset and a family that has read its captions beforehand, where that is possible."""
 
-    def make(device: torch.device = CPU, **changes: object) -> tuple[TrainingDataset, Sd]:
+    def make(device: torch.device = CPU, **changes: object) -> tuple[TrainingDataset, ModelFamily]:
         options = TrainNetworkOptions(
-            pretrained_model_name_or_path=str(tiny_file), train_data_dir=str(pictures), resolution="96,96",
+            pretrained_model_name_or_path=str(model_file), train_data_dir=str(pictures), resolution="96,96",
             caption_extension=".txt", enable_bucket=False, **changes,
         )  # fmt: skip
         dataset = TrainingDataset(scan_dataset(options), options, seed=0, max_train_steps=4)
-        family = Sd(options, device, torch.float32)
+        family = tiny.load_family(options, device)
         cache_text([dataset], family, Accelerator(cpu=device.type == "cpu"))
         return dataset, family
 
@@ -101,8 +101,10 @@ def test_training_asks_nothing_of_the_text_encoder_once_it_has_read_all(cached):
     dataset, family = cached(caption_dropout_rate=0.5)
     captions = [dataset[draw].caption for group in dataset.sampler() for draw in group] + [""]
     fresh = cached(shuffle_caption=True)[1]
-    family.text_encoder.to("meta")  # without its weights
-    assert torch.equal(family.conds(batch(captions))["hidden"], fresh.conds(batch(captions))["hidden"])
+    for text_encoder in family.text_encoders:
+        text_encoder.to("meta")  # without its weights
+    ours, wanted = family.conds(batch(captions)), fresh.conds(batch(captions))
+    assert ours.keys() == wanted.keys() and all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
 def test_a_preview_has_the_same_prompts_before_and_after(cached):
@@ -117,16 +119,16 @@ def test_a_preview_has_the_same_prompts_before_and_after(cached):
 def test_the_text_encoder_leaves_the_gpu_and_comes_back_for_previews_alone(cached, monkeypatch):
     monkeypatch.setattr(text_memory, "MAX_DEVICE_BYTES", 0)
     family = cached(torch.device("cuda"))[1]
-    assert {parameter.device.type for parameter in family.text_encoder.parameters()} == {"cpu"}
+    assert {parameter.device.type for e in family.text_encoders for parameter in e.parameters()} == {"cpu"}
     assert family.conds(batch(["a cat, number 1"]))["hidden"].is_cuda
     assert family.prompt_conds("a cat", "")["hidden"].is_cuda
-    assert {parameter.device.type for parameter in family.text_encoder.parameters()} == {"cpu"}
+    assert {parameter.device.type for e in family.text_encoders for parameter in e.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize(
     ("frozen", "precision"), [({"network_train_unet_only": True}, "no"), ({"text_encoder_lr": 0}, "bf16")]
 )
-def test_training_is_the_same_to_the_bit(frozen, precision, tiny_file, pictures, tmp_path, monkeypatch, capsys):
+def test_training_is_the_same_to_the_bit(frozen, precision, model_file, pictures, tmp_path, monkeypatch, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat --w 64 --h 64 --s 2 --d 7\n", encoding="utf-8")
     options = dict(
@@ -137,7 +139,7 @@ def test_training_is_the_same_to_the_bit(frozen, precision, tiny_file, pictures,
         monkeypatch.setattr(text_memory, "MAX_HOST_BYTES", limit)
         train(
             tiny.arguments(
-                tiny_file, pictures, tmp_path / name, logging_dir=tmp_path / f"logs {name}", **options, **frozen
+                model_file, pictures, tmp_path / name, logging_dir=tmp_path / f"logs {name}", **options, **frozen
             )
         )
         assert ("5 different captions would take over 2 GB" in capsys.readouterr().err) == (limit == 0)

@@ -12,7 +12,6 @@ from library.dataset.config import DatasetSpec, SubsetOptions
 from library.dataset.scan import ImageRecord, ScannedDataset
 from library.dataset.validation import split_records, split_validation
 from library.errors import UserError
-from library.families.sd import Sd
 from library.options.groups import TrainNetworkOptions
 from library.training.denoising import Ddpm, denoising_loss, scaled_latents
 from library.training.validation import validation_timesteps
@@ -104,10 +103,10 @@ def run(tiny_file, pictures, folder: Path, **changes) -> tuple[dict, Path]:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_run_logs_the_validation_loss_and_trains_the_same(tiny_file, pictures, tmp_path, cached):
-    seldom, reference = run(tiny_file, pictures, tmp_path / "a", cache_latents=cached, validate_every_n_epochs=9)
+def test_a_run_logs_the_validation_loss_and_trains_the_same(model_file, pictures, tmp_path, cached):
+    seldom, reference = run(model_file, pictures, tmp_path / "a", cache_latents=cached, validate_every_n_epochs=9)
     assert not any("validation" in tag for tag in seldom)
-    logged, file = run(tiny_file, pictures, tmp_path / "b", cache_latents=cached, validate_every_n_steps=2)
+    logged, file = run(model_file, pictures, tmp_path / "b", cache_latents=cached, validate_every_n_steps=2)
     steps = [step for step, _ in logged["loss/validation/step_average"]]
     assert steps == list(range(2, max(step for step, _ in logged["loss/current"]) + 1, 2))
     assert [epoch for epoch, _ in logged["loss/validation/epoch_average"]] == [1, 2]
@@ -126,9 +125,9 @@ def test_without_learning_the_validation_loss_stays_where_it_is(tiny_file, pictu
     assert limited["loss/validation/epoch_average"][0][1] != losses[0]
 
 
-def test_a_preserved_row_learns_what_the_model_without_the_network_predicts(tiny_folder):
-    options = TrainNetworkOptions(pretrained_model_name_or_path=str(tiny_folder))
-    family = Sd(options, torch.device("cpu"), torch.float32)
+def test_a_preserved_row_learns_what_the_model_without_the_network_predicts(model_file):
+    options = TrainNetworkOptions(pretrained_model_name_or_path=str(model_file))
+    family = tiny.load_family(options)
     objective = Ddpm(options, v_prediction=False, device=torch.device("cpu"))
     torch.manual_seed(2)
     network = create_network(list(family.adapter_targets(conv=False)), 4, 4)

@@ -12,7 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from library.families import family_class, family_of_kind
+from library.families.base import ModelFamily
 from library.families.checkpoints import LAYOUTS, Models, ldm_state_dict
+from library.families.detect import inspect_checkpoint
+from library.options.groups import TrainNetworkOptions
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -140,6 +144,12 @@ def write_file(path: Path, dtype: torch.dtype = torch.float32, with_vae: bool = 
     else:
         torch.save({"state_dict": weights, "global_step": 3}, path)
     return path
+
+
+def load_family(options: TrainNetworkOptions, device: torch.device | None = None) -> ModelFamily:
+    """The family of the checkpoint that the options name, in float32."""
+    name = family_of_kind(inspect_checkpoint(options.pretrained_model_name_or_path))
+    return family_class(name)(options, device or torch.device("cpu"), torch.float32)
 
 
 def write_pictures(folder: Path, repeats_folder: str = "2_cat", count: int = 4) -> Path:

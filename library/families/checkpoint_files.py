@@ -61,7 +61,8 @@ class UnmappedReader(SafetensorsReader):
         entry = self._header[name]
         first, last = entry["data_offsets"]
         self._bytes.seek(self._data_start + first)
-        data = bytearray(self._bytes.read(last - first))
+        data = bytearray(last - first)
+        self._bytes.readinto(data)
         dtype = self.DTYPES[entry["dtype"]]
         if not data:
             return torch.empty(entry["shape"], dtype=dtype)

@@ -87,16 +87,17 @@ def load_models(checkpoint: CheckpointInfo, options: ModelOptions, target: Targe
         text_encoders = [part.load(weights, target) for part in layout.text_encoders]
         unet = load_unet(weights, target, layout.num_heads)
         vae = None if options.vae else load_vae(weights, vae_target)
-    models = Models(unet, vae or load_separate_vae(Path(options.vae), vae_target), tuple(text_encoders))
+    models = Models(unet, vae or load_separate_vae(options, vae_target), tuple(text_encoders))
     for model in (models.unet, models.vae, *models.text_encoders):
         model.requires_grad_(False).eval()
     return models
 
 
-def load_separate_vae(path: Path, target: Target) -> AutoencoderKL:
+def load_separate_vae(options: ModelOptions, target: Target) -> AutoencoderKL:
     """A VAE from its own file, from a whole checkpoint, or from a diffusers folder (of a VAE or of a model)."""
+    path = Path(options.vae)
     if not path.is_dir():
-        return load_vae(open_checkpoint(path), target)
+        return load_vae(open_checkpoint(path, mapped=not options.disable_mmap_load_safetensors), target)
     folder = path if (path / "config.json").is_file() else path / "vae"
     if not (folder / "config.json").is_file():
         raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")

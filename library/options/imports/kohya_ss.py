@@ -36,6 +36,10 @@ NETWORK_KEYS = (
     *BLOCKS, *DROPOUTS, *LORA_PLUS, *CONVOLUTIONS, "unit", "train_norm", "rank_dropout_scale", "use_tucker", "use_cp",
     "use_scalar", "rescaled", "bypass_mode", "dora_wd", "factor", "decompose_both",
 )  # fmt: skip
+SDXL_KEYS = {  # key -> flag
+    "sdxl_no_half_vae": "no_half_vae",
+    "sdxl_cache_text_encoder_outputs": "cache_text_encoder_outputs",
+}
 KEYS: dict[str, Answer] = {
     "LoRA_type": Special("`network_module`, and `algo=` in `network_args`"),
     "LyCORIS_preset": Argument("network_args", "preset"),
@@ -54,8 +58,7 @@ KEYS: dict[str, Answer] = {
         "Original: `multires_noise_*` are left out; Multires: `noise_offset*`, `adaptive_noise_scale`"
     ),
     "sdxl": LeftOut("the checkpoint says which model is trained"),
-    "sdxl_no_half_vae": Special("`no_half_vae`, where `sdxl` is on"),
-    "sdxl_cache_text_encoder_outputs": _OTHER_MODELS,
+    **{key: Special(f"`{flag}`, where `sdxl` is on") for key, flag in SDXL_KEYS.items()},
     "flux1_checkbox": _OTHER_MODELS,
     "flux1_cache_text_encoder_outputs": _OTHER_MODELS,
     "flux1_cache_text_encoder_outputs_to_disk": _OTHER_MODELS,
@@ -73,8 +76,6 @@ KEYS: dict[str, Answer] = {
     "timestep_sampling": _OTHER_MODELS,
     "single_blocks_to_swap": _OTHER_MODELS,
     "double_blocks_to_swap": _OTHER_MODELS,
-    "cache_text_encoder_outputs": _OTHER_MODELS,
-    "cache_text_encoder_outputs_to_disk": _OTHER_MODELS,
     "qwen_image_vae_2d": _OTHER_MODELS,
     "stop_text_encoder_training": _NO_TRAINER,
     "stop_text_encoder_training_pct": _NO_TRAINER,
@@ -100,14 +101,14 @@ KEYS: dict[str, Answer] = {
 # Keys that people and other tools write too.
 SHARED = {
     *("epoch", "optimizer", "max_resolution", "lora_network_weights", "gpu_ids", "stop_text_encoder_training"),
-    *("no_token_padding", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "train_norm"),
-    *("lowvram", "ae", "clip_l", "t5xxl", "t5xxl_max_token_length", "apply_t5_attn_mask", "discrete_flow_shift"),
+    *("no_token_padding", "train_norm", "lowvram", "ae", "clip_l", "t5xxl", "t5xxl_max_token_length"),
+    *("apply_t5_attn_mask", "discrete_flow_shift"),
     *("guidance_scale", "model_prediction_type", "split_mode", "timestep_sampling", "mem_eff_save", "train_inpainting"),
     *("single_blocks_to_swap", "double_blocks_to_swap", "show_timesteps", "show_timesteps_resolution"),
     *("train_blocks", "qwen_image_vae_2d", "use_wandb", *NETWORK_KEYS),
 }
 MARKS = KEYS.keys() - SHARED
-PREFIXES_OF_OTHER_MODELS = ("flux1_", "sd3_", "lumina_", "anima_", "hunyuan_", "sdxl_")
+PREFIXES_OF_OTHER_MODELS = ("flux1_", "sd3_", "lumina_", "anima_", "hunyuan_")
 PART_RATES = {  # learning rate -> what its being 0 means
     "unet_lr": "network_train_text_encoder_only",
     "text_encoder_lr": "network_train_unet_only",
@@ -168,11 +169,11 @@ def apply_rules(translation: Translation) -> None:
     _choose_attention(translation)
     _choose_noise(translation)
     _choose_length(translation)
-    if "sdxl_no_half_vae" in translation.given:
-        if translation.is_on("sdxl") and translation.is_on("sdxl_no_half_vae"):
-            translation.become("sdxl_no_half_vae", "no_half_vae", True)
+    for key, flag in SDXL_KEYS.items():
+        if translation.is_on("sdxl") and translation.is_on(key):
+            translation.become(key, flag, True)
         else:
-            translation.leave_out("sdxl_no_half_vae", "counts only with sdxl = true")
+            translation.leave_out(key, "counts only with sdxl = true")
     if not translation.is_on("flux1_checkbox"):
         translation.leave_out("fp8_base_unet", "counts only with flux1_checkbox = true")
     for key in SPLIT_AT_SPACES:

@@ -54,8 +54,6 @@ KEYS: dict[str, Answer] = {
     "train_t5xxl": LeftOut(OTHER_MODELS),
     "cfg_trunc": LeftOut(OTHER_MODELS),
     "renorm_cfg": LeftOut(OTHER_MODELS),
-    "cache_text_encoder_outputs": LeftOut("the outputs of a text encoder that is not trained are kept anyway"),
-    "cache_text_encoder_outputs_to_disk": LeftOut(OTHER_MODELS),
     "stop_text_encoder_training": _FULL_TRAINING,
     "learning_rate_te": _FULL_TRAINING,
     "learning_rate_te1": _FULL_TRAINING,
@@ -67,7 +65,7 @@ KEYS: dict[str, Answer] = {
 SHARED = {
     *("lr_restart_cycles", "conv_dim", "conv_alpha", "dropout", "train_norm", "gpu_ids", "block_lr_zero_threshold"),
     *("down_lr_weight", "mid_lr_weight", "up_lr_weight", "stop_text_encoder_training", "no_token_padding"),
-    *("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "train_t5xxl", "cfg_trunc", "renorm_cfg"),
+    *("train_t5xxl", "cfg_trunc", "renorm_cfg"),
     *("learning_rate_te", "learning_rate_te1", "learning_rate_te2", "learning_rate_te3"),
 }
 MARKS = KEYS.keys() - SHARED

@@ -7,7 +7,7 @@ from library.options.config_file import Given
 from library.options.fields import Flag
 
 NOT_SET = "empty or off"
-OTHER_MODELS = "for other models than Stable Diffusion 1.x and 2.x"
+OTHER_MODELS = "for other models than Stable Diffusion 1.x, 2.x and XL"
 OFF = ("", None, False, [])  # 0 equals False
 
 
