@@ -25,8 +25,9 @@ from library.dataset.scan import (
 from library.dataset.validation import split_validation
 from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind
-from library.families.agreement import model_warnings
-from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
+from library.families.agreement import check_clip_skip, model_warnings
+from library.families.detect import CheckpointInfo, inspect_checkpoint
+from library.given_files import Shapes, check_network, check_thumbnail, check_vae
 from library.options.derived import caches_text, chooses_own_rate, network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
@@ -71,14 +72,24 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
 
     checkpoint = attempt(inspect_checkpoint, options.pretrained_model_name_or_path)
     family = attempt(family_of_kind, checkpoint, wanted_family) if checkpoint else None
+    if checkpoint:
+        attempt(check_clip_skip, options, checkpoint)
     if options.vae:
         attempt(check_vae, options.vae)
+    if options.metadata_thumbnail:
+        attempt(check_thumbnail, options.metadata_thumbnail)
     problems.extend(check_writable("output_dir", options.output_dir))
     if options.logging_dir:
         problems.extend(check_writable("logging_dir", options.logging_dir))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(options))
-    attempt(check_network_arguments, options)
+    weights = None
+    if options.network_weights:
+        is_ours = network_module(options).startswith("networks.")
+        weights = attempt(check_network, options.network_weights, "--network_weights", checkpoint, is_ours)
+    for path in options.base_weights or []:
+        attempt(check_network, path, "--base_weights", checkpoint, True)
+    attempt(check_network_arguments, options, weights)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     if is_main_process():
         attempt(check_trackers, options)
@@ -194,16 +205,6 @@ def warmup_notes(options: TrainNetworkOptions, plan: StepPlan) -> list[str]:
     return [f"--lr_warmup_steps {given} is not below all steps, {total}: the learning rate is never reached"]
 
 
-def check_vae(path_text: str) -> None:
-    path = Path(path_text)
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "vae" / "config.json").is_file():
-            raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
-        return
-    info = inspect_checkpoint(path_text, "--vae")
-    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2", "sd2_inpainting", "sdxl"), "--vae")
-
-
 def check_network_module(name: str | None) -> list[str]:
     """Problems with --network_module; None stands for networks.lora. Nothing is imported, as that may need torch."""
     if name is None:
@@ -228,12 +229,19 @@ def check_network_module(name: str | None) -> list[str]:
     return [f"--network_module: there is no module {name}{hint}"]
 
 
-def check_network_arguments(options: TrainNetworkOptions) -> None:
-    """UserError for --network_args that the network cannot take, as far as that can be told without torch."""
+def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None) -> None:
+    """UserError for --network_args, or ranks beside --network_weights, that the network cannot take.
+
+    As far as that can be told without torch.
+    """
     arguments = network_arguments(options)
     name = f"{network_module(options)}_arguments"
-    if name.startswith("networks.") and importlib.util.find_spec(name):
-        importlib.import_module(name).check_arguments(arguments)
+    if not name.startswith("networks.") or not importlib.util.find_spec(name):
+        return
+    module = importlib.import_module(name)
+    module.check_arguments(arguments)
+    if weights and not options.dim_from_weights and hasattr(module, "check_ranks"):
+        module.check_ranks(weights, options.network_weights, options.network_dim, arguments)
 
 
 def makes_networks(path: Path) -> bool:

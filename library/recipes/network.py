@@ -31,7 +31,7 @@ from library.training.caching import cache_latents, cache_text
 from library.training.loop import run
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
-from library.training.optimizers import build_optimizer
+from library.training.optimizers import build_optimizer, check_optimizer_arguments
 from library.training.plan import StepPlan
 from library.training.precision import (
     build_accelerator,
@@ -45,7 +45,7 @@ from library.training.precision import (
 )
 from library.training.reports import TrainedPart, parts_table
 from library.training.saving import LoopState
-from library.training.schedulers import build_scheduler
+from library.training.schedulers import build_scheduler, check_schedule
 from library.training.trackers import start_trackers
 from library.training.validation import Validation
 
@@ -72,6 +72,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
     algorithm.check_arguments(arguments)
+    check_optimizer_arguments(options)
+    check_schedule(options, plan.max_train_steps, plan.num_processes)
     state = first_state(options, plan, checked.resume)
     accelerator = start_accelerator(options, state)
 
