@@ -16,14 +16,14 @@ from library.dataset.captions import possible_captions
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import (
     ScannedDataset,
+    as_decoded,
     paths_of,
     scan_dataset,
     verify_pictures,
-    with_sizes,
     write_info_caches,
 )
 from library.dataset.validation import split_validation
-from library.errors import UserError, quoted_list
+from library.errors import UserError, counted, quoted_list
 from library.families import FAMILIES, family_of_kind
 from library.families.agreement import check_clip_skip, model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint
@@ -99,7 +99,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned)
-    split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
+    split = scanned and attempt(split_validation, scanned, options.seed, options.dataset_config)
     if options.huggingface_repo_id and not problems and is_main_process():
         attempt(check_uploads, options)
     if problems:
@@ -117,8 +117,8 @@ def decode_all(scanned: ScannedDataset) -> ScannedDataset:
     """Decode every picture once, so that a damaged one is named now and not after hours; sizes are then certain."""
     count = len(paths_of(scanned.records))
     with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
-        sizes = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
-    return with_sizes(scanned, sizes)
+        decoded = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
+    return as_decoded(scanned, decoded)
 
 
 def plan_of(
@@ -141,10 +141,9 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     for index, subset in enumerate(subsets):
         mine = [record for record in records if record.subset == index]
         captioned = sum(record.caption_found for record in mine)
-        kind = "regularisation pictures" if subset.is_reg else "pictures"
-        logger.info(
-            "%s: %d %s x %d repeats, %d with captions", subset.source, len(mine), kind, subset.num_repeats, captioned
-        )
+        pictures = counted(len(mine), "regularisation picture" if subset.is_reg else "picture")
+        repeats = counted(subset.num_repeats, "repeat")
+        logger.info("%s: %s x %s, %d with captions", subset.source, pictures, repeats, captioned)
     if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
     if options.prior_loss_weight != 1 and not any(subset.is_reg for subset in subsets):
@@ -152,7 +151,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     for note in checked.scanned.notes + validation_notes(options, checked) + warmup_notes(options, checked.plan):
         logger.warning(note)
     if checked.validation:
-        logger.info("validation: %d pictures are held out of training", len(checked.validation.records))
+        logger.info("validation: held out of training: %s", counted(len(checked.validation.records), "picture"))
     buckets = bucket_info(checked.choices, checked.repeats)["buckets"].values()
     sizes = ", ".join(f"{b['resolution'][0]}x{b['resolution'][1]}: {b['count']}" for b in buckets)
     logger.info("sizes trained (with repeats): %s", sizes)
@@ -163,9 +162,11 @@ def validation_notes(options: TrainNetworkOptions, checked: Preflight) -> list[s
     """A sentence for each option of validation that is set while no pictures are held out."""
     if checked.validation:
         return []
+    is_asked_for = any(spec.validation_split for spec in checked.scanned.specs)
+    reason = ": no pictures are held out" if is_asked_for else " without --validation_split"
     names = ("validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
     given = [name for name in names if getattr(options, name) is not None]
-    return [f"--{name} has no effect without --validation_split" for name in given]
+    return [f"--{name} has no effect{reason}" for name in given]
 
 
 def bucket_step_problems(family: str, scanned: ScannedDataset) -> list[str]:

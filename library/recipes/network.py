@@ -25,7 +25,7 @@ from library.options.derived import (
 )
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
-from library.recipes.network_building import build_network, load_algorithm, merge_base_weights
+from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.training import saving
 from library.training.caching import cache_latents, cache_text
 from library.training.loop import run
@@ -71,7 +71,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     plan = checked.plan
     algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
-    algorithm.check_arguments(arguments)
+    check_arguments(algorithm, options, arguments)
     check_optimizer_arguments(options)
     check_schedule(options, plan.max_train_steps, plan.num_processes)
     state = first_state(options, plan, checked.resume)

@@ -34,6 +34,13 @@ def load_algorithm(name: str) -> Any:
     return importlib.import_module(EXTERNAL).ExternalAlgorithm(module)
 
 
+def check_arguments(algorithm: Any, options: NetworkOptions, arguments: dict[str, str]) -> None:
+    """UserError for --network_args, or ranks beside them, that the algorithm cannot take."""
+    algorithm.check_arguments(arguments)
+    if hasattr(algorithm, "network_on_models") and not options.dim_from_weights:
+        algorithm.check_ranks(options.network_dim, arguments)
+
+
 def build_network(algorithm: Any, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]) -> nn.Module:
     """The network on the layers that are to be trained, attached, with --network_weights where given."""
     with naming_flag("network_weights", options.network_weights):
