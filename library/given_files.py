@@ -19,9 +19,9 @@ Shapes = dict[str, tuple[int, ...] | None]  # of the weights of a file by their 
 # Layers of networks by which the base model is known: those that only one kind of model has, and those whose inputs
 # are as wide as its text encoder's outputs.
 LAYERS_OF_ONE = {
-    "sdxl": re.compile("lora_te[12]_|lora_unet_(input_blocks|middle_block|output_blocks)_"),
     "flux": re.compile("lora_unet_(double|single)_blocks_"),
     "sd3": re.compile("lora_unet_joint_blocks_"),
+    "sdxl": re.compile("lora_te[12]_|lora_unet_(input_blocks|middle_block|output_blocks)_"),
 }
 LAYERS_OF_TEXT_WIDTH = re.compile(r"(lora_unet_.*_attn2_to_k|lora_te_.*_self_attn_q_proj)\.lora_down\.weight")
 KIND_OF_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
