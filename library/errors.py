@@ -28,6 +28,11 @@ def quoted_list(names: list[str], limit: int = 10) -> str:
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things for a sentence: "1 picture", "2 pictures"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, for a sentence."""
     return (str(error).strip() or "no message").splitlines()[0]

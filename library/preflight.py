@@ -16,17 +16,18 @@ from library.dataset.captions import possible_captions
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import (
     ScannedDataset,
+    as_decoded,
     paths_of,
     scan_dataset,
     verify_pictures,
-    with_sizes,
     write_info_caches,
 )
 from library.dataset.validation import split_validation
-from library.errors import UserError, quoted_list
+from library.errors import UserError, counted, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
-from library.families.agreement import model_warnings
-from library.families.detect import CheckpointInfo, inspect_checkpoint, require_kind
+from library.families.agreement import check_clip_skip, model_warnings
+from library.families.detect import CheckpointInfo, inspect_checkpoint
+from library.given_files import Shapes, check_network, check_thumbnail, check_vae
 from library.options.derived import caches_text, chooses_own_rate, network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
@@ -71,14 +72,24 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
 
     checkpoint = attempt(inspect_checkpoint, options.pretrained_model_name_or_path)
     family = attempt(family_of_kind, checkpoint, wanted_family) if checkpoint else None
+    if checkpoint:
+        attempt(check_clip_skip, options, checkpoint)
     if options.vae:
         attempt(check_vae, options.vae)
+    if options.metadata_thumbnail:
+        attempt(check_thumbnail, options.metadata_thumbnail)
     problems.extend(check_writable("output_dir", options.output_dir))
     if options.logging_dir:
         problems.extend(check_writable("logging_dir", options.logging_dir))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(options))
-    attempt(check_network_arguments, options)
+    weights = None
+    if options.network_weights:
+        is_ours = network_module(options).startswith("networks.")
+        weights = attempt(check_network, options.network_weights, "--network_weights", checkpoint, is_ours)
+    for path in options.base_weights or []:
+        attempt(check_network, path, "--base_weights", checkpoint, True)
+    attempt(check_network_arguments, options, weights)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     if is_main_process():
         attempt(check_trackers, options)
@@ -88,7 +99,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
-    split = attempt(split_validation, scanned, options.seed) if scanned is not None else None
+    split = scanned and attempt(split_validation, scanned, options.seed, options.dataset_config)
     if options.huggingface_repo_id and not problems and is_main_process():
         attempt(check_uploads, options)
     if problems:
@@ -106,8 +117,8 @@ def decode_all(scanned: ScannedDataset) -> ScannedDataset:
     """Decode every picture once, so that a damaged one is named now and not after hours; sizes are then certain."""
     count = len(paths_of(scanned.records))
     with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
-        sizes = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
-    return with_sizes(scanned, sizes)
+        decoded = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
+    return as_decoded(scanned, decoded)
 
 
 def plan_of(
@@ -133,10 +144,9 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     for index, subset in enumerate(subsets):
         mine = [record for record in records if record.subset == index]
         captioned = sum(record.caption_found for record in mine)
-        kind = "regularisation pictures" if subset.is_reg else "pictures"
-        logger.info(
-            "%s: %d %s x %d repeats, %d with captions", subset.source, len(mine), kind, subset.num_repeats, captioned
-        )
+        pictures = counted(len(mine), "regularisation picture" if subset.is_reg else "picture")
+        repeats = counted(subset.num_repeats, "repeat")
+        logger.info("%s: %s x %s, %d with captions", subset.source, pictures, repeats, captioned)
     if options.masked_loss and not any(r.mask_path or subsets[r.subset].alpha_mask for r in records):
         logger.warning("--masked_loss has no effect: no pictures have masks (conditioning_data_dir, or alpha_mask)")
     if options.prior_loss_weight != 1 and not any(subset.is_reg for subset in subsets):
@@ -149,7 +159,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     for note in checked.scanned.notes + validation_notes(options, checked) + warmup_notes(options, checked.plan):
         logger.warning(note)
     if checked.validation:
-        logger.info("validation: %d pictures are held out of training", len(checked.validation.records))
+        logger.info("validation: held out of training: %s", counted(len(checked.validation.records), "picture"))
     if options.dataset_class:
         logger.info("%s: batches of a class of your own", options.dataset_class)
         batch_sizes = [getattr(checked.scanned.own, "batch_size", 1)]
@@ -170,9 +180,11 @@ def validation_notes(options: TrainNetworkOptions, checked: Preflight) -> list[s
     """A sentence for each option of validation that is set while no pictures are held out."""
     if checked.validation:
         return []
+    is_asked_for = any(spec.validation_split for spec in checked.scanned.specs)
+    reason = ": no pictures are held out" if is_asked_for else " without --validation_split"
     names = ("validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
     given = [name for name in names if getattr(options, name) is not None]
-    return [f"--{name} has no effect without --validation_split" for name in given]
+    return [f"--{name} has no effect{reason}" for name in given]
 
 
 def bucket_step_problems(family: str, scanned: ScannedDataset) -> list[str]:
@@ -215,16 +227,6 @@ def warmup_notes(options: TrainNetworkOptions, plan: StepPlan) -> list[str]:
     return [f"--lr_warmup_steps {given} is not below all steps, {total}: the learning rate is never reached"]
 
 
-def check_vae(path_text: str) -> None:
-    path = Path(path_text)
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "vae" / "config.json").is_file():
-            raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
-        return
-    info = inspect_checkpoint(path_text, "--vae")
-    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2", "sd2_inpainting", "sdxl"), "--vae")
-
-
 def check_network_module(name: str | None) -> list[str]:
     """Problems with --network_module; None stands for networks.lora. Nothing is imported, as that may need torch."""
     if name is None:
@@ -249,12 +251,19 @@ def check_network_module(name: str | None) -> list[str]:
     return [f"--network_module: there is no module {name}{hint}"]
 
 
-def check_network_arguments(options: TrainNetworkOptions) -> None:
-    """UserError for --network_args that the network cannot take, as far as that can be told without torch."""
+def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None) -> None:
+    """UserError for --network_args, or ranks beside --network_weights, that the network cannot take.
+
+    As far as that can be told without torch.
+    """
     arguments = network_arguments(options)
     name = f"{network_module(options)}_arguments"
-    if name.startswith("networks.") and importlib.util.find_spec(name):
-        importlib.import_module(name).check_arguments(arguments)
+    if not name.startswith("networks.") or not importlib.util.find_spec(name):
+        return
+    module = importlib.import_module(name)
+    module.check_arguments(arguments)
+    if weights and not options.dim_from_weights and hasattr(module, "check_ranks"):
+        module.check_ranks(weights, options.network_weights, options.network_dim, arguments)
 
 
 def makes_networks(path: Path) -> bool:

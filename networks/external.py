@@ -23,7 +23,13 @@ from library.families.base import KohyaModels
 from library.network_files import read_weights, write_weights
 from library.options.groups import NetworkOptions
 from networks.base import require_finite, require_same
-from networks.external_arguments import added_arguments, check_arguments, warn_of_unused
+from networks.external_arguments import (
+    added_arguments,
+    check_arguments,
+    check_lycoris_ranks,
+    is_lycoris,
+    warn_of_unused,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,10 @@ class ExternalAlgorithm:
 
     def check_arguments(self, network_args: dict[str, str]) -> None:
         check_arguments(self.module, network_args)
+
+    def check_ranks(self, network_dim: int | None, network_args: dict[str, str]) -> None:
+        if is_lycoris(self.module):
+            check_lycoris_ranks(network_dim, network_args)
 
     def network_on_models(
         self, models: KohyaModels, options: NetworkOptions, network_args: dict[str, str]

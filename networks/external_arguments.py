@@ -88,6 +88,24 @@ def check_lycoris_arguments(module: ModuleType, given: dict[str, str]) -> None:
         logger.warning(READERS["dora_wd"])
 
 
+def check_lycoris_ranks(network_dim: int | None, given: dict[str, str]) -> None:
+    """UserError for a rank that DyLoRA (arXiv:2210.07558), as LyCORIS has it, cannot divide into its blocks."""
+    if (given.get("algo") or "").lower() != "dylora":
+        return
+    rank, texts = network_dim or 4, [given.get(name) or None for name in ("block_size", "conv_dim")]
+    if not all(text is None or text.isdecimal() for text in texts) or texts[0] == "0":
+        raise UserError("network_args: block_size and conv_dim must be whole numbers, block_size above 0")
+    block_size = int(texts[0] or 4)
+    ranks = {"--network_dim": rank} | ({"network_args: conv_dim": int(texts[1])} if texts[1] else {})
+    problems = [
+        f"{name} must be a multiple of {block_size} with algo=dylora, its block_size in --network_args, got {value}"
+        for name, value in ranks.items()
+        if value % block_size
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
 def is_true(text: str) -> bool:
     """As LyCORIS reads it."""
     return text.lower() != "false"

@@ -16,7 +16,7 @@ from library.families.blocks import BlockLayout
 from library.network_files import read_weights
 from networks import blocks
 from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
-from networks.lora_arguments import RANK_ARGUMENTS, read
+from networks.lora_arguments import DEFAULT_RANK, RANK_ARGUMENTS, read
 from networks.lora_arguments import check_arguments as check_arguments
 from networks.lora_arguments import wants_convolutions as wants_convolutions
 from networks.param_groups import LearningRateRules
@@ -103,7 +103,7 @@ def create_network(
     layout = layout_of(targets)
     blocks.check_layout(given, layout)
     weights = blocks.block_lr_weights(given, layout)
-    rank = network_dim or 4
+    rank = network_dim or DEFAULT_RANK
     pointwise = blocks.Ranks(rank, network_alpha or 0, given.get("block_dims"), given.get("block_alphas"))
     convolutions = blocks.Ranks(
         given.get("conv_dim", 0), given.get("conv_alpha", 1.0),

@@ -1,10 +1,13 @@
 """Where flags and files tell different things of the base model, one sentence says so, and nothing stops."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from library.families.agreement import folder_predicts_v, model_warnings
+from library.errors import UserError
+from library.families.agreement import check_clip_skip, folder_predicts_v, model_warnings, num_text_layers
 from library.families.detect import CheckpointInfo, inspect_checkpoint
-from library.options.groups import TrainNetworkOptions
+from library.options.groups import ModelOptions, TrainNetworkOptions
 from tests import tiny
 
 
@@ -16,6 +19,24 @@ def warnings(checkpoint: CheckpointInfo, **options: object) -> list[str]:
 @pytest.fixture(params=["sd1", "sd2", "sdxl"])
 def checkpoint(request, tmp_path) -> CheckpointInfo:
     return CheckpointInfo(tmp_path / "model.safetensors", request.param, is_folder=False)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt", "folder"])
+def test_clip_skip_takes_as_many_values_as_the_text_encoder_has_layers(name, kind, tmp_path):
+    path = tmp_path / name
+    tiny.write_file(path, kind=kind) if path.suffix else tiny.write_folder(path, kind)
+    checkpoint = inspect_checkpoint(str(path))
+    num_layers = tiny.models(kind).text_encoders[0].config.num_hidden_layers
+    check_clip_skip(ModelOptions(clip_skip=num_layers), checkpoint)
+    with pytest.raises(UserError, match=f"--clip_skip must be at most {num_layers}, .* got {num_layers + 1}"):
+        check_clip_skip(ModelOptions(clip_skip=num_layers + 1), checkpoint)
+
+
+def test_the_last_layer_of_sd2_is_not_counted(tmp_path):
+    names = [f"cond_stage_model.model.transformer.resblocks.{layer}.ln_1.bias" for layer in range(24)]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "a.safetensors")
+    assert num_text_layers(CheckpointInfo(tmp_path / "a.safetensors", "sd2", is_folder=False)) == 23
 
 
 @pytest.mark.parametrize("v_parameterization", [True, False])

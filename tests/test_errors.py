@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from library.errors import UserError, quoted_list, run_script
+from library.errors import UserError, counted, quoted_list, run_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +79,11 @@ def test_long_lists_are_cut_with_the_number_of_the_rest():
     assert quoted_list(["a", "b"]) == "a, b"
     assert quoted_list(list("abcde"), limit=2) == "a, b and 3 more"
     assert quoted_list(list("ab"), limit=2) == "a, b"
+
+
+def test_one_thing_is_not_plural():
+    assert [counted(number, "picture") for number in (0, 1, 2)] == ["0 pictures", "1 picture", "2 pictures"]
+    assert [counted(number, "batch", "batches") for number in (1, 2)] == ["1 batch", "2 batches"]
 
 
 def test_train_network_says_all_that_is_wrong_without_a_traceback(tmp_path):

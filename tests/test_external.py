@@ -19,7 +19,7 @@ from library.families.sd import kohya_views, sd_adapter_targets
 from library.options.groups import TrainNetworkOptions
 from library.preflight import check_network_module
 from library.recipes.network import trained_parts
-from library.recipes.network_building import build_network, load_algorithm
+from library.recipes.network_building import build_network, check_arguments, load_algorithm
 from library.training.sampling import draw
 from networks.external import ExternalAlgorithm, ExternalNetwork
 from tests import tiny
@@ -284,6 +284,23 @@ def test_diffusers_draws_the_same_pictures_with_a_file_of_lycoris_lora(build, tm
 def test_what_lycoris_has_not_is_refused_before_a_model_is_loaded(given, message):
     with pytest.raises(UserError, match=message):
         load_algorithm(NAME).check_arguments(given)
+
+
+@pytest.mark.parametrize(
+    ("rank", "given", "message"),
+    [
+        (6, {}, "--network_dim must be a multiple of 4 with algo=dylora, .*, got 6"),
+        (8, {"conv_dim": "2"}, "network_args: conv_dim must be a multiple of 4 .* got 2"),
+        (8, {"block_size": "3"}, "--network_dim must be a multiple of 3 .* got 8"),
+        (8, {"block_size": "0"}, "block_size above 0"),
+    ],
+)
+def test_ranks_that_dylora_cannot_divide_are_refused_before_a_model_is_loaded(rank, given, message):
+    algorithm, arguments = load_algorithm(NAME), {"algo": "DyLoRA"} | given
+    check_arguments(algorithm, TrainNetworkOptions(network_dim=12), {"algo": "dylora", "block_size": "6"})
+    check_arguments(algorithm, TrainNetworkOptions(network_dim=6), {"algo": "lora"})
+    with pytest.raises(UserError, match=message):
+        check_arguments(algorithm, TrainNetworkOptions(network_dim=rank), arguments)
 
 
 def test_a_broken_preset_file_is_named(tmp_path):

@@ -17,7 +17,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
     ("library.training",),
-    ("library.preflight",),
+    ("library.given_files", "library.preflight"),
     ("library.recipes",),
     ("scripts",),  # train_network.py and its kin, and tools/
 ]
@@ -32,6 +32,7 @@ TORCH_FREE = (
     "library.families.detect",
     "library.families.prompt_weights",
     "library.files",
+    "library.given_files",
     "library.logs",
     "library.options",
     "library.pictures",

@@ -8,7 +8,7 @@ from PIL import Image
 
 from library.dataset import picture_files
 from library.dataset.config import SubsetOptions
-from library.dataset.scan import ScannedDataset, scan, verify_pictures, with_sizes, write_info_caches
+from library.dataset.scan import ScannedDataset, as_decoded, scan, verify_pictures, write_info_caches
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_picture_of_another_size_is_noticed_when_it_is_decoded(folder):
     write_info_caches(scanned(folder))
     Image.new("RGB", (64, 16)).save(folder / "a.png")
     before = scanned(folder)
-    after = with_sizes(before, verify_pictures(before.records))
+    after = as_decoded(before, verify_pictures(before.records))
     assert [r.size_wh for r in before.records] == [(48, 32), (48, 32)]
     assert [r.size_wh for r in after.records] == [(64, 16), (48, 32)]
 

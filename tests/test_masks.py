@@ -1,5 +1,6 @@
 """Masks weigh the loss: from transparency or from mask pictures, cut and mirrored with their pictures, also cached."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from library.dataset.cache import read_latents
 from library.dataset.dataset import Example, TrainingDataset, collate
 from library.dataset.sampler import Draw
-from library.dataset.scan import scan_dataset
+from library.dataset.scan import as_decoded, scan_dataset, verify_pictures
 from library.errors import UserError
 from library.options.groups import DatasetOptions, TrainNetworkOptions
 from library.training.denoising import resized_masks
@@ -53,6 +54,21 @@ def test_transparency_is_the_mask_and_opaque_pictures_count_in_full(half_transpa
     mask = example(dataset, "half.png").alpha_mask
     assert mask.shape == (64, 64) and not mask[:, :32].any() and (mask[:, 32:] == 1).all()
     assert (example(dataset, "opaque.png").alpha_mask == 1).all()
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_pictures_without_transparency_are_counted(palette, half_transparent):
+    folder = half_transparent / "train" / "1_cat"
+    Image.new("RGBA", (64, 64)).save(folder / "clear.png")
+    Image.open(folder / "opaque.png").convert("RGBA").save(folder / "opaque with alpha.png")
+    if palette:
+        for path in sorted(folder.iterdir()):
+            Image.open(path).quantize(16).save(path)
+    for alpha_mask, expected in ((True, ["2 of 4 pictures"]), (False, [])):
+        scanned = dataset_of(half_transparent, alpha_mask=alpha_mask).scanned
+        notes = as_decoded(scanned, verify_pictures(scanned.records)).notes
+        said = [re.search("alpha_mask has no effect on (.*) of .*1_cat", note) for note in notes]
+        assert [match[1] for match in said if match] == expected
 
 
 def test_without_the_option_there_is_no_mask(half_transparent):

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from library.dataset.config import SubsetOptions
 from library.dataset.metadata_file import combined_caption
-from library.dataset.scan import scan, scan_dataset, tag_frequency, verify_pictures, with_sizes
+from library.dataset.scan import as_decoded, scan, scan_dataset, tag_frequency, verify_pictures
 from library.errors import UserError
 from library.options.groups import TrainNetworkOptions
 from tests import tiny
@@ -90,7 +90,7 @@ def test_what_does_not_match_is_told_with_counts(tmp_path):
         f"{file}: 1 of 6 entries fit several pictures and are left out; add the extension (twice)",
         f"{file}: 2 of 6 entries name no picture and are left out (gone.png, also gone)",
         f"{file}: 1 of 6 entries have neither caption nor tags; their caption is empty (silent.png)",
-        f"3 pictures in {tmp_path} are not in {file} and are left out",
+        f"3 pictures in {tmp_path} left out: not in {file}",
     ]
 
 
@@ -118,10 +118,10 @@ def test_a_wrong_size_in_the_file_is_put_right_when_pictures_are_decoded(tmp_pat
     picture(tmp_path / "b.png")
     file = metadata(tmp_path / "m.json", {"a.png": {"image_size": [32, 48]}, "b.png": {"image_size": [48, 32]}})
     before = scanned(tmp_path, file)
-    after = with_sizes(before, verify_pictures(before.records))
+    after = as_decoded(before, verify_pictures(before.records))
     assert [record.size_wh for record in after.records] == [(48, 32), (48, 32)]
     (note,) = set(after.notes) - set(before.notes)
-    assert note.startswith("sizes noted for 1 pictures") and f"{tmp_path / 'a.png'}: 48x32, not 32x48" in note
+    assert note == f"wrong sizes noted for 1 picture are put right ({tmp_path / 'a.png'}: 48x32, not 32x48)"
 
 
 MISTAKES = {
@@ -178,7 +178,7 @@ def test_latents_stand_in_for_a_picture_that_is_gone_only_where_they_are_used(tm
         ("b.png", (640, 480), True),
         ("c.png", (128, 64), True),
     ]
-    assert verify_pictures(records) == {tmp_path / "a.png": (48, 32)}
+    assert verify_pictures(records) == {tmp_path / "a.png": ((48, 32), True)}
     without = scanned(tmp_path, file)
     assert [record.path.name for record in without.records] == ["a.png"]
     assert any("2 of 4 entries" in note and "--cache_latents_to_disk" in note for note in without.notes)

@@ -52,6 +52,8 @@ def write_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
 SD1 = {
     "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
     "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": (4, 4),
+    "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.bias": (4,),
+    "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.bias": (4,),
     "first_stage_model.decoder.conv_in.weight": (4, 4, 3, 3),
 }
 REFINER = {
@@ -102,6 +104,17 @@ def empty_dataset(project: Path) -> None:
         path.unlink()
 
 
+def write_folder(project: Path) -> None:
+    (project / "folder" / "text_encoder").mkdir(parents=True)
+    (project / "folder" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (project / "folder" / "text_encoder" / "config.json").write_text('{"num_hidden_layers": 5}')
+
+
+def write_network(project: Path, layer: str, width: int) -> None:
+    """A network of rank 8 with one layer."""
+    write_checkpoint(project / "net.safetensors", {f"{layer}.lora_down.weight": (8, width)})
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "unknown key": (
         lambda p: write_line(p, "network_dimm = 8"), ["--strict_config"], r"lora\.toml:6.*network_dimm.*network_dim"
@@ -138,6 +151,31 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "cut json": (
         lambda p: (p / "cut.json").write_text('{"a.png":\n{'), ["--in_json", "cut.json"], r"cut\.json:2: not JSON"
     ),
+    "thumbnail": (None, ["--metadata_thumbnail", "lora.toml"], r"--metadata_thumbnail: lora\.toml is no picture"),
+    "clip_skip": (None, ["--clip_skip", "3"], r"--clip_skip must be at most 2, .*model\.safetensors, got 3"),
+    "clip_skip of a folder": (
+        write_folder, ["--pretrained_model_name_or_path", "folder", "--clip_skip", "6"],
+        r"--clip_skip must be at most 5"
+    ),
+    "a model as network": (
+        None, ["--network_weights", "model.safetensors"],
+        r"--network_weights: model\.safetensors is a Stable Diffusion 1\.x model; wanted is a network",
+    ),
+    "network of another base": (
+        lambda p: write_network(p, "lora_unet_input_blocks_4_1_proj_in", 64), ["--network_weights", "net.safetensors"],
+        r"--network_weights: net\.safetensors is a network for a Stable Diffusion XL base model, but .*1\.x",
+    ),
+    "base weights of another base": (
+        lambda p: write_network(p, "lora_unet_mid_block_attn2_to_k", 1024), ["--base_weights", "net.safetensors"],
+        r"--base_weights: net\.safetensors is a network for a Stable Diffusion 2\.x model, but .*1\.x",
+    ),
+    "network of another rank": (
+        lambda p: write_network(p, "lora_unet_mid_block_attn2_to_k", 768),
+        ["--network_weights", "net.safetensors", "--network_dim", "16"],
+        r"--network_weights: net\.safetensors has rank 8, but --network_dim is 16; .*--dim_from_weights",
+    ),
+    "sparse gradients": (None, ["--optimizer_type", "SparseAdam"], r"SparseAdam takes sparse gradients"),
+    "several losses": (None, ["--optimizer_type", "torch.optim.LBFGS"], r"torch\.optim\.LBFGS asks for the loss"),
     "resume": (None, ["--resume", "none-state"], r"--resume.*none-state"),
 }  # fmt: skip
 

@@ -83,7 +83,7 @@ def test_base_weights_with_keys_that_the_model_has_not_are_refused(family_with, 
     write_trained(path, family_with()[0], 1)
     write_weights(path, read_weights(path) | {"lora_unet_layer.hada_w1_a": torch.ones(2, 2)}, None, None)
     family, options = family_with(base_weights=[str(path)])
-    with pytest.raises(UserError, match="other.safetensors has 1 weights .* lora_unet_layer.hada_w1_a"):
+    with pytest.raises(UserError, match="^--base_weights: .* has 1 weights .* lora_unet_layer.hada_w1_a"):
         merge_base_weights(lora, family, options)
 
 
@@ -93,8 +93,16 @@ def test_a_file_that_is_no_network_is_named(content, suffix, family_with, tmp_pa
     path = tmp_path / f"broken{suffix}"
     torch.save([content], path) if isinstance(content, Tensor) else path.write_bytes(content)
     family, options = family_with(base_weights=[str(path)])
-    with pytest.raises(UserError, match="broken.* is .*no network file"):
+    with pytest.raises(UserError, match="^--base_weights: .*broken.* is .*no network file"):
         merge_base_weights(lora, family, options)
+
+
+def test_network_weights_that_do_not_fit_are_told_with_their_flag(family_with, tmp_path):
+    path = tmp_path / "first.safetensors"
+    write_trained(path, family_with()[0], 1, **CONVOLUTIONS)
+    family, options = family_with(network_weights=str(path), network_dim=3)
+    with pytest.raises(UserError, match="^--network_weights: .*first.safetensors has .* weights"):
+        build_network(lora, family, options, {})
 
 
 def test_base_weights_with_convolutions_do_not_change_which_layers_are_trained(family_with, tmp_path):

@@ -159,7 +159,7 @@ def test_argument_that_is_no_key_and_value_is_a_mistake(argument):
 
 @pytest.mark.parametrize("argument", ["weight_decya=0.1", "betas=5", "weight_decay=-1", "eps=small"])
 def test_argument_the_class_does_not_take_is_a_mistake(argument):
-    with pytest.raises(UserError, match="--optimizer_type AdamW does not take these arguments: "):
+    with pytest.raises(UserError, match="--optimizer_type AdamW does not take these --optimizer_args: "):
         build("AdamW", optimizer_args=[argument])
 
 

@@ -116,6 +116,17 @@ def test_what_the_loss_does_not_count_is_dark(mixed):
         assert panel_of(0, batch, masked.views, masked.repeats).tiles[0].marks == ("masked",)
 
 
+def test_opaque_pictures_are_not_called_masked_and_those_of_latents_alone_have_their_captions(tmp_path):
+    (folder := tmp_path / "train").mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    (folder / "gone_0064x0064_sd.npz").touch()
+    (tmp_path / "m.json").write_text('{"a": {"caption": "there"}, "gone": {"caption": "not there"}}', "utf-8")
+    options = options_of(tmp_path, in_json=str(tmp_path / "m.json"), alpha_mask=True, cache_latents_to_disk=True)
+    tiles = {tile.caption: tile for panel in panels_of(dataset_of(options)) for tile in panel.tiles}
+    assert tiles["there"].marks == () and np.asarray(tiles["there"].picture)[0, 0].tolist() == [255, 0, 0]
+    assert tiles["not there"].marks == ("only latents",) and tiles["not there"].picture.size == (256, 256)
+
+
 @pytest.mark.parametrize(
     ("size_wh", "shown_wh"), [((512, 1024), (128, 256)), ((2048, 8), (256, 1)), ((100, 90), (200, 180))]
 )

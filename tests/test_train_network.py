@@ -383,3 +383,28 @@ def test_a_thumbnail_goes_into_the_metadata_as_a_data_url(tiny_file, pictures, t
     metadata = metadata_of(tmp_path / "out" / "lora.safetensors")
     assert metadata["modelspec.thumbnail"].startswith("data:image/png;base64,iVBOR")
     assert metadata["modelspec.author"] == "我"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"optimizer_type": "NoSuch"}, "--optimizer_type NoSuch: torch.optim has no NoSuch"),
+        ({"optimizer_type": "torch.optim"}, "--optimizer_type torch.optim is no optimizer class but a module"),
+        (
+            {"optimizer_args": ["weight_decya=1"]},
+            "AdamW does not take these --optimizer_args: .*decya",
+        ),
+        ({"lr_scheduler_type": "NoSuchLR"}, "--lr_scheduler_type NoSuchLR: "),
+        ({"lr_scheduler_type": "StepLR"}, "--lr_scheduler_args do not fit the schedule StepLR: .*step_size"),
+        ({"lr_scheduler": "cosine", "lr_scheduler_args": ["cycles=3"]}, "schedule cosine: .*cycles"),
+        ({"lr_scheduler": "adafactor"}, "--lr_scheduler adafactor goes with --optimizer_type Adafactor"),
+    ],
+)
+def test_optimizers_and_schedules_that_there_are_not_are_told_before_the_model_is_loaded(
+    given, sentence, tiny_file, pictures, tmp_path
+):
+    weights = load_file(tiny_file)
+    name = "model.diffusion_model.out.2.weight"
+    save_file({key: value for key, value in weights.items() if key != name}, tmp_path / "broken.safetensors")
+    with pytest.raises(UserError, match=sentence):
+        train(tiny.arguments(tmp_path / "broken.safetensors", pictures, tmp_path / "out", **given))

@@ -91,6 +91,23 @@ def test_a_share_too_small_for_one_picture_is_said():
     assert held_out is None and "holds out none" in train_part.notes[0]
 
 
+def test_the_share_that_leaves_nothing_is_named_by_its_place(tiny_file, pictures, tmp_path):
+    folder = pictures / "2_cat"
+    config = tmp_path / "data.toml"
+    subsets = f"[[datasets.subsets]]\nimage_dir = '{folder}'\n"
+    config.write_text(f"[[datasets]]\nvalidation_split = 1.0\n{subsets}", "utf-8")
+    with pytest.raises(UserError, match=r"data\.toml: validation_split of datasets\[0\] leaves no pictures to train"):
+        train(tiny.arguments(tiny_file, pictures, tmp_path / "out", train_data_dir=None, dataset_config=config))
+
+
+def test_a_share_too_small_is_not_told_as_if_there_were_none(tiny_file, pictures, tmp_path, capsys):
+    flags = dict(validation_split=0.01, validation_seed=3, debug_dataset=True)
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", **flags))
+    said = capsys.readouterr().err
+    assert "--validation_seed has no effect: no pictures are held out" in said
+    assert "without --validation_split" not in said
+
+
 def test_timesteps_divide_the_range():
     assert validation_timesteps(TrainNetworkOptions()) == [200, 400, 600, 800]
     assert validation_timesteps(TrainNetworkOptions(min_timestep=100, max_timestep=600)) == [200, 300, 400, 500]

@@ -13,7 +13,7 @@ from typing import Any
 
 from library.dataset.config import SUBSET_FLAGS, Size, SubsetOptions, is_picture_name
 from library.dataset.folder import Folder
-from library.errors import UserError, quoted_list
+from library.errors import UserError, counted, quoted_list
 from library.files import read_user_text
 from library.options.derived import face_crop_range
 
@@ -140,7 +140,7 @@ def _matched(subset: SubsetOptions, entries: dict[str, Entry], latents_suffice: 
         )
     folder.notes.extend(f"{subset.metadata_file}: {text}" for text in _remark_sentences(remarks, len(entries)))
     folder.notes.extend(
-        f"{count} pictures in {path} are not in {subset.metadata_file} and are left out"
+        f"{counted(count, 'picture')} in {path} left out: not in {subset.metadata_file}"
         for path, listing in listings.items()
         if (count := listing.num_unnamed())
     )

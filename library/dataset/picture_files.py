@@ -5,12 +5,20 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from library.dataset.config import Size
 
 Progress = Callable[[int, int], None]  # called with pictures done and pictures in all
+
+
+class Decoded(NamedTuple):
+    """What is known of a picture that was decoded."""
+
+    size_wh: Size  # upright
+    is_opaque: bool  # nothing in it is transparent
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -33,30 +41,37 @@ def _upright(image: Image.Image) -> Size:
 
 def decode_pictures(
     paths: Iterable[Path], num_threads: int | None = None, progress: Progress | None = None
-) -> tuple[dict[Path, Size], list[str]]:
-    """The size of each picture, and paths, with reasons, of those that do not decode."""
+) -> tuple[dict[Path, Decoded], list[str]]:
+    """What each picture turned out to be, and paths, with reasons, of those that do not decode."""
     paths = sorted(set(paths))
-    sizes, damaged = {}, []
+    decoded, damaged = {}, []
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, result) in enumerate(zip(paths, pool.map(_size_or_damage, paths), strict=True), start=1):
+        for done, (path, result) in enumerate(zip(paths, pool.map(_decoded_or_damage, paths), strict=True), start=1):
             if isinstance(result, str):
                 damaged.append(f"{path} ({result})")
             else:
-                sizes[path] = result
+                decoded[path] = result
             if progress:
                 progress(done, len(paths))
-    return sizes, damaged
+    return decoded, damaged
 
 
-def _size_or_damage(path: Path) -> Size | str:
+def _decoded_or_damage(path: Path) -> Decoded | str:
     try:
         with Image.open(path) as image:
             size_wh = _upright(image)
             image.draft(image.mode, (1, 1))  # JPEG: read all of the file, but build a small picture
             image.load()
+            return Decoded(size_wh, _is_opaque(image))
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
         return unreadable_reason(path, error)
-    return size_wh
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return True
+    alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+    return alpha.getextrema() == (255, 255)
 
 
 def unreadable_reason(path: Path, error: Exception) -> str:

@@ -15,9 +15,9 @@ from library.dataset.folder import Folder, read_folder
 from library.dataset.info_cache import write_info
 from library.dataset.metadata_file import read_metadata_file, subset_of_in_json
 from library.dataset.own_class import load_own_dataset
-from library.dataset.picture_files import Progress, decode_pictures, unreadable_reason, upright_size
+from library.dataset.picture_files import Decoded, Progress, decode_pictures, unreadable_reason, upright_size
 from library.dataset.repeat_folders import folder_notes, subsets_from_folders
-from library.errors import UserError, quoted_list
+from library.errors import UserError, counted, quoted_list
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ def _no_pictures(sources: list[str]) -> str:
 
 def verify_pictures(
     records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
-) -> dict[Path, Size]:
-    """Decode every picture once and return their sizes; all that are damaged are named in one UserError."""
-    sizes, damaged = decode_pictures(paths_of(records), num_threads, progress)
+) -> dict[Path, Decoded]:
+    """Decode every picture once and return what they are; all that are damaged are named in one UserError."""
+    decoded, damaged = decode_pictures(paths_of(records), num_threads, progress)
     if damaged:
         raise UserError(_unreadable(damaged))
-    return sizes
+    return decoded
 
 
 def paths_of(records: Iterable[ImageRecord]) -> set[Path]:
@@ -117,14 +117,20 @@ def paths_of(records: Iterable[ImageRecord]) -> set[Path]:
     return {record.path for record in records if not record.is_gone}
 
 
-def with_sizes(scanned: ScannedDataset, sizes: dict[Path, Size]) -> ScannedDataset:
-    """The dataset with the sizes of its pictures as they were decoded, and a note where others had been noted."""
+def as_decoded(scanned: ScannedDataset, decoded: dict[Path, Decoded]) -> ScannedDataset:
+    """The dataset with its pictures as they were decoded: their sizes, and notes on what had not been known of them."""
+    scanned = _with_sizes(scanned, {path: picture.size_wh for path, picture in decoded.items()})
+    opaque = {path for path, picture in decoded.items() if picture.is_opaque}
+    return replace(scanned, notes=scanned.notes + _opacity_notes(scanned, opaque))
+
+
+def _with_sizes(scanned: ScannedDataset, sizes: dict[Path, Size]) -> ScannedDataset:
     wrong = [r for r in scanned.records if sizes.get(r.path, r.size_wh) != r.size_wh]
     if not wrong:
         return scanned
     listed = quoted_list([f"{r.path}: {_by(sizes[r.path])}, not {_by(r.size_wh)}" for r in wrong], limit=3)
     records = [replace(r, size_wh=sizes.get(r.path, r.size_wh)) for r in scanned.records]
-    notes = [*scanned.notes, f"sizes noted for {len(wrong)} pictures are not theirs and are put right ({listed})"]
+    notes = [*scanned.notes, f"wrong sizes noted for {counted(len(wrong), 'picture')} are put right ({listed})"]
     return replace(scanned, records=records, notes=notes)
 
 
@@ -169,6 +175,19 @@ def _mask_notes(subsets: list[SubsetOptions]) -> list[str]:
         for subset in subsets
         if subset.alpha_mask and subset.conditioning_data_dir
     ]
+
+
+def _opacity_notes(scanned: ScannedDataset, opaque: set[Path]) -> list[str]:
+    """A sentence for each subset that takes masks from transparency and has pictures without any."""
+    notes = []
+    for index, subset in enumerate(scanned.subsets):
+        mine = [record for record in scanned.records if record.subset == index]
+        num_opaque = sum(record.path in opaque for record in mine)
+        if subset.alpha_mask and not subset.conditioning_data_dir and num_opaque:
+            total = counted(len(mine), "picture")
+            part = f"{num_opaque} of {total} of {subset.source}"
+            notes.append(f"alpha_mask has no effect on {part}: nothing is transparent")
+    return notes
 
 
 def _separator_notes(scanned: ScannedDataset) -> list[str]:
@@ -233,5 +252,4 @@ def _by(size_wh: Size) -> str:
 
 
 def _unreadable(pictures: list[str]) -> str:
-    subject = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
-    return f"{subject} cannot be read: " + ", ".join(pictures)
+    return f"{counted(len(pictures), 'picture')} cannot be read: " + ", ".join(pictures)

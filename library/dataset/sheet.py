@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from library.dataset.sampler import Draw
 from library.dataset.views import View, Views
+from library.errors import counted
 from library.pictures import Font, font_for, shortened, wrapped
 
 NUM_FIRST_BATCHES = 10
@@ -20,6 +21,7 @@ SHEET_HEIGHT = 2400  # a new sheet begins where the next line of panels would go
 MARGIN, GAP, PADDING = 24, 16, 14  # around the sheet; between pictures, and panels; inside a panel
 TEXT_SIZE, TITLE_SIZE, MAX_CAPTION_LINES = 14, 20, 8
 WHITE, PANEL, BLACK, GREY, ORANGE = "#ffffff", "#eef0f3", "#16181d", "#667080", "#d9730d"
+BLANK = 200  # grey in place of a picture that is gone
 NO_CAPTION = "(empty caption)"
 
 
@@ -30,7 +32,7 @@ class Tile:
     picture: Image.Image
     name: str
     num_repeats: int
-    marks: tuple[str, ...]  # "reg", "preserved", "mirrored", "masked"
+    marks: tuple[str, ...]  # "reg", "preserved", "only latents", "mirrored", "masked"
     caption: str
 
 
@@ -130,17 +132,21 @@ def _bucket(batch: list[Draw], views: Views) -> tuple:
 
 
 def _tile(draw: Draw, views: Views, num_repeats: int) -> Tile:
-    view, path = views.view(draw), views.scanned.records[draw.index].path
-    subset = views.subset(draw.index)
+    record, subset = views.scanned.records[draw.index], views.subset(draw.index)
+    view = views.view(draw, with_picture=not record.is_gone)
+    if record.is_gone:
+        width, height = views.choices[draw.index].bucket_wh
+        view = replace(view, pixels=np.full((height, width, 3), BLANK, np.uint8))
     marks = {
         "reg": subset.is_reg,
         "preserved": subset.diff_output_preservation,
+        "only latents": record.is_gone,
         "mirrored": view.flipped,
-        "masked": view.mask is not None,
+        "masked": view.mask is not None and bool((view.mask < 1).any()),
     }
     return Tile(
         picture=thumbnail(view),
-        name=f"{path.parent.name}/{path.name}",
+        name=f"{record.path.parent.name}/{record.path.name}",
         num_repeats=num_repeats,
         marks=tuple(mark for mark, applies in marks.items() if applies),
         caption=view.caption,
@@ -154,8 +160,7 @@ def _block(panel: Panel, font: Font) -> Block:
 
 
 def _text_below(tile: Tile, font: Font) -> list[tuple[str, str]]:
-    repeats = "1 repeat" if tile.num_repeats == 1 else f"{tile.num_repeats} repeats"
-    facts = ", ".join([repeats, *tile.marks])
+    facts = ", ".join([counted(tile.num_repeats, "repeat"), *tile.marks])
     return [
         (shortened(tile.name, font, PICTURE), GREY),
         (facts, ORANGE if "reg" in tile.marks else GREY),

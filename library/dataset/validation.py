@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from library.dataset.config import SubsetOptions
 from library.dataset.scan import ImageRecord, ScannedDataset
-from library.errors import UserError
+from library.errors import UserError, counted, quoted_list
 
 
-def split_validation(scanned: ScannedDataset, seed: int | None) -> tuple[ScannedDataset, ScannedDataset | None]:
+def split_validation(
+    scanned: ScannedDataset, seed: int | None, config_path: str | None = None
+) -> tuple[ScannedDataset, ScannedDataset | None]:
     """The pictures to train, and those held out by each dataset's `validation_split`; None where there are none.
 
     The choice depends on `validation_seed`, or else on `seed`, and on the pictures of a folder alone, so that a folder
@@ -23,11 +25,14 @@ def split_validation(scanned: ScannedDataset, seed: int | None) -> tuple[Scanned
         share = 0.0 if subset.is_reg else spec.validation_split
         kept, rest = split_records(records, share, chosen or 0)
         if share and records and not rest:
-            notes.append(f"{subset.source}: validation_split {share:g} of {len(records)} pictures holds out none")
+            total = counted(len(records), "picture")
+            notes.append(f"{subset.source}: validation_split {share:g} of {total} holds out none")
         train += kept
         held_out += rest
     if held_out and all(scanned.subsets[record.subset].is_reg for record in train):
-        raise UserError("--validation_split leaves no pictures to train; give a smaller share")
+        whole = [f"datasets[{number}]" for number, spec in enumerate(scanned.specs) if spec.validation_split == 1]
+        place = f"validation_split of {quoted_list(whole)}"  # the flag itself is below 1
+        raise UserError(f"{config_path}: {place} leaves no pictures to train; give a smaller share")
     if not held_out:
         return replace(scanned, notes=scanned.notes + notes), None
     validation = ScannedDataset([_plain(subset) for subset in scanned.subsets], held_out, [], scanned.specs)

@@ -1,11 +1,39 @@
 """Where the flags and the files of a base model tell different things of it. Needs no torch."""
 
 import json
+import re
+from typing import Any
 
-from library.families.detect import CheckpointInfo
-from library.options.groups import TrainNetworkOptions
+from library.errors import UserError
+from library.families.detect import SD2_TEXT_LAYERS, CheckpointInfo, read_shapes
+from library.options.groups import ModelOptions, TrainNetworkOptions
 
 NUM_TEXT_ENCODERS = {"sd1": 1, "sd2": 1, "sdxl": 2}  # by kind of checkpoint
+
+TEXT_LAYER = re.compile(  # of the text encoder of Stable Diffusion 1.x or 2.x in a single file
+    r"cond_stage_model\.(?:transformer\.(?:text_model\.)?encoder\.layers|model\.transformer\.resblocks)\.(\d+)\."
+)
+
+
+def check_clip_skip(options: ModelOptions, checkpoint: CheckpointInfo) -> None:
+    """UserError where --clip_skip goes beyond the first layer of the text encoder."""
+    if options.clip_skip is None or checkpoint.kind not in ("sd1", "sd2"):
+        return
+    num_layers = num_text_layers(checkpoint)
+    if num_layers and options.clip_skip > num_layers:
+        raise UserError(
+            f"--clip_skip must be at most {num_layers}, the number of layers of the text encoder of {checkpoint.path}, "
+            f"got {options.clip_skip}"
+        )
+
+
+def num_text_layers(checkpoint: CheckpointInfo) -> int | None:
+    """The layers of the text encoder as it is trained with; None where the checkpoint does not tell."""
+    if checkpoint.is_folder:
+        return config_value(checkpoint, "text_encoder/config.json", "num_hidden_layers")
+    names = read_shapes(checkpoint.path, "--pretrained_model_name_or_path")
+    layers = {int(match[1]) for name in names if (match := TEXT_LAYER.match(name))}
+    return min(len(layers), SD2_TEXT_LAYERS) if checkpoint.kind == "sd2" else len(layers)
 
 
 def model_warnings(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> list[str]:
@@ -57,11 +85,17 @@ def rates_warning(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> s
 
 def folder_predicts_v(checkpoint: CheckpointInfo) -> bool | None:
     """Whether a diffusers folder's scheduler is for velocity; None where there is nothing that tells."""
-    path = checkpoint.path / "scheduler" / "scheduler_config.json"
+    prediction = config_value(checkpoint, "scheduler/scheduler_config.json", "prediction_type", "epsilon")
+    return None if prediction is None else prediction == "v_prediction"
+
+
+def config_value(checkpoint: CheckpointInfo, name: str, key: str, default: Any = None) -> Any:
+    """What a JSON file of a diffusers folder says of a key; None where there is no such file that can be read."""
+    path = checkpoint.path / name
     if not checkpoint.is_folder or not path.is_file():
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return config.get("prediction_type", "epsilon") == "v_prediction" if isinstance(config, dict) else None
+    return config.get(key, default) if isinstance(config, dict) else None

@@ -11,6 +11,7 @@ from library.errors import UserError
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+SD2_TEXT_LAYERS = 23  # of the 24 in its files: it was trained with the output of the last but one
 
 
 @dataclass(frozen=True)

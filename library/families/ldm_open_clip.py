@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from library.families.checkpoint_files import Target, fill, shape_of
+from library.families.detect import SD2_TEXT_LAYERS
 from library.families.ldm_clip import restore_position_ids
 
 MAX_LOGIT_SCALE = math.log(100)  # where OpenCLIP's training ends; text conditioning does not use it
@@ -44,8 +45,7 @@ class OpenClipFile:
         return CLIPTextModelWithProjection if self.has_projection else CLIPTextModel
 
 
-# SD 2.x was trained with the output of the 23rd of 24 layers: the model is built with 23.
-SD2_OPEN_CLIP = OpenClipFile("cond_stage_model.model.", max_layers=23, has_projection=False)
+SD2_OPEN_CLIP = OpenClipFile("cond_stage_model.model.", max_layers=SD2_TEXT_LAYERS, has_projection=False)
 SDXL_OPEN_CLIP = OpenClipFile("conditioner.embedders.1.model.", max_layers=None, has_projection=True)
 
 

@@ -26,13 +26,13 @@ from library.options.derived import (
 )
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
-from library.recipes.network_building import build_network, load_algorithm, merge_base_weights
+from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.training import saving
 from library.training.caching import cache_latents, cache_text
 from library.training.loop import run
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
-from library.training.optimizers import build_optimizer
+from library.training.optimizers import build_optimizer, check_optimizer_arguments
 from library.training.plan import StepPlan
 from library.training.precision import (
     build_accelerator,
@@ -46,7 +46,7 @@ from library.training.precision import (
 )
 from library.training.reports import TrainedPart, parts_table
 from library.training.saving import LoopState
-from library.training.schedulers import build_scheduler
+from library.training.schedulers import build_scheduler, check_schedule
 from library.training.text_caching import cache_text_on_disk
 from library.training.trackers import start_trackers
 from library.training.validation import Validation
@@ -73,7 +73,9 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     plan = checked.plan
     algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
-    algorithm.check_arguments(arguments)
+    check_arguments(algorithm, options, arguments)
+    check_optimizer_arguments(options)
+    check_schedule(options, plan.max_train_steps, plan.num_processes)
     state = first_state(options, plan, checked.resume)
     accelerator = start_accelerator(options, state)
 

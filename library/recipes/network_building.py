@@ -2,7 +2,8 @@
 
 import importlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
@@ -33,20 +34,39 @@ def load_algorithm(name: str) -> Any:
     return importlib.import_module(EXTERNAL).ExternalAlgorithm(module)
 
 
+def check_arguments(algorithm: Any, options: NetworkOptions, arguments: dict[str, str]) -> None:
+    """UserError for --network_args, or ranks beside them, that the algorithm cannot take."""
+    algorithm.check_arguments(arguments)
+    if hasattr(algorithm, "network_on_models") and not options.dim_from_weights:
+        algorithm.check_ranks(options.network_dim, arguments)
+
+
 def build_network(algorithm: Any, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]) -> nn.Module:
     """The network on the layers that are to be trained, attached, with --network_weights where given."""
-    if hasattr(algorithm, "network_on_models"):
-        network = algorithm.network_on_models(family.kohya_models(), options, arguments)
-    else:
-        create = network_of_file if options.dim_from_weights else new_network
-        network = create(algorithm, family, options, arguments)
-        network.apply_to()
+    with naming_flag("network_weights", options.network_weights):
+        if hasattr(algorithm, "network_on_models"):
+            network = algorithm.network_on_models(family.kohya_models(), options, arguments)
+        else:
+            create = network_of_file if options.dim_from_weights else new_network
+            network = create(algorithm, family, options, arguments)
+            network.apply_to()
     if not network.adapters():
         raise UserError(
             "the network has no layers: --network_args leave rank 0 or learning rate 0 in all of them, "
             "or a preset that names none of this model's"
         )
     return network
+
+
+@contextmanager
+def naming_flag(flag: str, path: str | None) -> Iterator[None]:
+    """Put the flag before problems that begin with the path of the file it names."""
+    try:
+        yield
+    except UserError as error:
+        about = str(Path(path)) if path else None
+        problems = (f"--{flag}: {text}" if about and text.startswith(about) else text for text in error.problems)
+        raise UserError(*problems) from error
 
 
 def new_network(
@@ -79,7 +99,8 @@ def merge_base_weights(algorithm: ModuleType, family: ModelFamily, options: Netw
     """Add the networks of --base_weights to the model's weights, for good; every key of a file must be used."""
     paths = options.base_weights or []
     for path, multiplier in zip_longest(paths, options.base_weights_multiplier or [], fillvalue=1.0):
-        network = algorithm.create_network_from_weights(list(family.adapter_targets(conv=True)), Path(path))
+        with naming_flag("base_weights", path):
+            network = algorithm.create_network_from_weights(list(family.adapter_targets(conv=True)), Path(path))
         network.to(family.device, torch.float32).merge(multiplier)
         logger.info("merged into the base model: %d layers of %s, times %g", len(network.adapters()), path, multiplier)
 

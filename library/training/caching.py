@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from library.dataset.cache import CachedLatents, latents_path, read_latents, write_latents
 from library.dataset.cache_check import ABSENT, OTHER_VAE, Finding, WantedLatents, examine
 from library.dataset.dataset import TrainingDataset
-from library.errors import UserError, quoted_list
+from library.errors import UserError, counted, quoted_list
 from library.families.base import ModelFamily
 from library.options.groups import DatasetOptions
 from library.training.vae_check import VaeCheck
@@ -97,9 +97,9 @@ def files_of(dataset: TrainingDataset, indices: list[int], suffix: str) -> tuple
             crowded_out.append(index)
     if crowded_out:
         logger.warning(
-            "%d pictures would write their latents into a file that another picture of the same name, or the same one "
-            "in another dataset, needs; theirs stay in memory",
-            len(crowded_out),
+            "the latents of %s stay in memory: a picture of the same name, or the same one in another dataset, needs "
+            "their file",
+            counted(len(crowded_out), "picture"),
         )
     return files, crowded_out
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,10 @@ OPTIMIZERS = {
 }
 ALWAYS_INSTALLED = ("torch", "transformers")
 PIP_NAMES = {"prodigyplus": "prodigy-plus-schedule-free"}  # of packages that are imported by another name
+UNFIT = {  # of torch.optim
+    "SparseAdam": "takes sparse gradients only, and those of a network are dense",
+    "LBFGS": "asks for the loss several times in a step, and a training step computes it once",
+}
 LOW_RATE = 0.1  # of optimizers that find the rate themselves and multiply it by this one, which should be near 1
 
 
@@ -79,12 +85,15 @@ def find_spec(name: str) -> OptimizerSpec:
 
 
 def check_optimizer(options: TrainNetworkOptions) -> list[str]:
-    """Problems with the optimizer: a package that is not installed, rates that it does not take."""
+    """Problems with the optimizer: a package that is not installed, steps or rates that do not go with it."""
     name = optimizer_name(options)
     spec = find_spec(name)
-    package = spec.path.split(".")[0]
+    package, class_name = spec.path.split(".")[0], spec.path.rpartition(".")[2]
     is_there = package in ALWAYS_INSTALLED or importlib.util.find_spec(package) is not None
-    return ([] if is_there else [missing_package(name)]) + rate_problems(spec, name, trained_rates(options))
+    problems = [] if is_there else [missing_package(name)]
+    if spec.path.startswith("torch.optim.") and class_name in UNFIT:
+        problems.append(f"--optimizer_type {name} {UNFIT[class_name]}; try AdamW")
+    return problems + rate_problems(spec, name, trained_rates(options))
 
 
 def rate_problems(spec: OptimizerSpec, name: str, rates: list[float]) -> list[str]:
@@ -128,7 +137,7 @@ def missing_package(name: str) -> str:
 def import_class(spec: OptimizerSpec, name: str) -> type[Optimizer]:
     module_name, _, class_name = spec.path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name), class_name)
+        found = getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
         if spec in OPTIMIZERS.values() or error.name == module_name.split(".")[0]:
             raise UserError(missing_package(name)) from error
@@ -139,11 +148,40 @@ def import_class(spec: OptimizerSpec, name: str) -> type[Optimizer]:
             f"--optimizer_type {name}: {module_name} has no {class_name}; known names are {known}, "
             "and the dotted path of any optimizer class"
         ) from error
+    if not callable(found):
+        raise UserError(f"--optimizer_type {name} is no optimizer class but a {type(found).__name__}")
+    return found
 
 
-def adafactor_arguments(given: dict) -> dict:
-    """What was given, with relative_step as it acts."""
-    return given | {"relative_step": takes_relative_steps(given)}
+def check_optimizer_arguments(options: OptimizerOptions) -> None:
+    """UserError for an optimizer that there is not, or --optimizer_args it does not take; imports its package."""
+    name = optimizer_name(options)
+    spec = find_spec(name)
+    given = given_arguments(options, spec)
+    check_call(import_class(spec, name), ([],), {"lr": options.learning_rate} | given, refusal(name))
+
+
+def check_call(function: Callable, positional: tuple, given: dict, refusal: str) -> None:
+    """UserError that begins with `refusal` where a call cannot be right, by the function's signature."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # compiled classes may have none
+        return
+    try:
+        signature.bind(*positional, **given)
+    except TypeError as error:
+        raise UserError(f"{refusal}: {error}") from error
+
+
+def refusal(name: str) -> str:
+    return f"--optimizer_type {name} does not take these --optimizer_args"
+
+
+def given_arguments(options: OptimizerOptions, spec: OptimizerSpec) -> dict:
+    """--optimizer_args with what the optimizer's row implies, and relative_step as it acts."""
+    given = parse_key_values(options.optimizer_args, "optimizer_args")
+    given |= {key: value for key, value in spec.implied.items() if key not in given}
+    return given | {"relative_step": takes_relative_steps(given)} if spec.relative_step else given
 
 
 def build_optimizer(options: OptimizerOptions, groups: list[dict]) -> tuple[Optimizer, OptimizerSpec, str]:
@@ -153,10 +191,8 @@ def build_optimizer(options: OptimizerOptions, groups: list[dict]) -> tuple[Opti
     optimizer_class = import_class(spec, name)
     if problems := rate_problems(spec, name, [group["lr"] for group in groups]):
         raise UserError(*problems)
-    given = parse_key_values(options.optimizer_args, "optimizer_args")
-    given |= {key: value for key, value in spec.implied.items() if key not in given}
+    given = given_arguments(options, spec)
     if spec.relative_step:
-        given = adafactor_arguments(given)
         spec = replace(spec, relative_step=given["relative_step"])
     not_for_optimizer = ("name", "lr") if spec.relative_step else ("name",)
     groups = [{key: value for key, value in group.items() if key not in not_for_optimizer} for group in groups]
@@ -164,6 +200,6 @@ def build_optimizer(options: OptimizerOptions, groups: list[dict]) -> tuple[Opti
     try:
         optimizer = optimizer_class(groups, lr=lr, **(spec.defaults | given))
     except (TypeError, ValueError) as error:
-        raise UserError(f"--optimizer_type {name} does not take these arguments: {error}") from error
+        raise UserError(f"{refusal(name)}: {error}") from error
     written = f"({','.join(f'{key}={value}' for key, value in given.items())})" if given else ""
     return optimizer, spec, f"{optimizer_class.__module__}.{optimizer_class.__name__}{written}"

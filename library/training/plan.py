@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from math import ceil
 
+from library.errors import counted
 from library.options.groups import LoopOptions, SavingOptions
 
 
@@ -28,14 +29,14 @@ class StepPlan:
 
     def sentence(self, batch_sizes: list[int]) -> str:
         """The arithmetic spelled out: "24 pictures with repeats / batch size 1 = 24 batches an epoch; ..."."""
+        batches = counted(self.batches_per_epoch, "batch", "batches")
         sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
-        text = f"{self.num_items} pictures with repeats / batch size {sizes} = {self.batches_per_epoch} batches"
+        text = f"{counted(self.num_items, 'picture')} with repeats / batch size {sizes} = {batches}"
         if self.num_processes > 1:
             text += f" / {self.num_processes} processes = {self.batches_per_process}"
         if self.accumulation > 1:
-            text += f" / accumulation {self.accumulation} = {self.steps_per_epoch} steps"
-        epochs = "1 epoch" if self.num_epochs == 1 else f"{self.num_epochs} epochs"
-        return f"{text} an epoch; {epochs}, {self.max_train_steps} steps in all"
+            text += f" / accumulation {self.accumulation} = {counted(self.steps_per_epoch, 'step')}"
+        return f"{text} an epoch; {counted(self.num_epochs, 'epoch')}, {counted(self.max_train_steps, 'step')} in all"
 
 
 def num_processes() -> int:

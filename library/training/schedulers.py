@@ -4,15 +4,16 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from diffusers import optimization as diffusers_schedules
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import optimization as schedules
 
 from library.errors import UserError
-from library.options.derived import parse_key_values
+from library.options.derived import chooses_own_rate, parse_key_values
 from library.options.groups import SchedulerOptions, TrainNetworkOptions
-from library.training.optimizers import OptimizerSpec
+from library.training.optimizers import OptimizerSpec, check_call
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,18 @@ def horizon(options: SchedulerOptions, max_train_steps: int, num_processes: int)
     return Horizon(total, steps(options.lr_warmup_steps), steps(options.lr_decay_steps))
 
 
+def check_schedule(options: TrainNetworkOptions, max_train_steps: int, num_processes: int) -> None:
+    """UserError for a schedule that there is not, or arguments that it does not take, before there is an optimizer."""
+    if chooses_own_rate(options):
+        return
+    if options.lr_scheduler_type:
+        given = parse_key_values(options.lr_scheduler_args, "lr_scheduler_args")
+        check_call(scheduler_class(options.lr_scheduler_type), (None,), given, refusal(options.lr_scheduler_type))
+    else:  # those of the table change nothing but the optimizer they are given
+        stand_in = SGD([torch.zeros(1)], lr=options.learning_rate)
+        build_scheduler(options, stand_in, OptimizerSpec("torch.optim.SGD"), max_train_steps, num_processes)
+
+
 def build_scheduler(
     options: TrainNetworkOptions,
     optimizer: Optimizer,
@@ -116,6 +129,7 @@ def build_scheduler(
     if spec.relative_step or options.lr_scheduler.startswith("adafactor"):
         return build_adafactor_schedule(options, optimizer, spec)
     given = parse_key_values(options.lr_scheduler_args, "lr_scheduler_args")
+    name = options.lr_scheduler_type or options.lr_scheduler
     try:
         if options.lr_scheduler_type:
             return scheduler_class(options.lr_scheduler_type)(optimizer, **given)
@@ -124,8 +138,11 @@ def build_scheduler(
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        name = options.lr_scheduler_type or options.lr_scheduler
-        raise UserError(f"--lr_scheduler_args do not fit the schedule {name}: {error}") from error
+        raise UserError(f"{refusal(name)}: {error}") from error
+
+
+def refusal(name: str) -> str:
+    return f"--lr_scheduler_args do not fit the schedule {name}"
 
 
 def scheduler_class(name: str) -> type[LRScheduler]:
