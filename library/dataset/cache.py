@@ -71,12 +71,17 @@ def write_latents(path: str | Path, cached: CachedLatents, origin: Origin | None
         arrays["alpha_mask"] = cached.alpha_mask.astype(np.float32)
     if origin is not None:
         arrays |= _origin_arrays(origin, arrays["latents"])
+    write_arrays(path, arrays, "latents", "cache_latents")
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], what: str, in_memory: str) -> None:
+    """Write an .npz whole; a UserError says `what` it is of, and the flag that keeps it in memory instead."""
     try:
         with written_whole(path, durable=False) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         raise UserError(
-            f"latents cannot be written to {path} ({error.strerror}); --cache_latents alone keeps them in memory"
+            f"{what} cannot be written to {path} ({error.strerror}); --{in_memory} alone keeps them in memory"
         ) from error
 
 

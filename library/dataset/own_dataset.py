@@ -98,12 +98,15 @@ class OwnDataset(torch.utils.data.Dataset[Batch]):
 
 @contextmanager
 def randomness_of(seed: int) -> Iterator[None]:
-    """All random numbers inside come from the seed, and those of training go on undisturbed behind."""
+    """All random numbers inside come from the seed, and those of training go on undisturbed behind.
+
+    Those of a GPU are left alone: training draws its noise from them, and batches are made on the CPU.
+    """
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from library.dataset.cache import DAMAGED
+from library.dataset.cache import DAMAGED, write_arrays
 from library.errors import UserError
-from library.files import written_whole
 
 KEYS = ("hidden_state1", "hidden_state2", "pool2")
 
@@ -74,14 +73,7 @@ def write_text(path: Path, outputs: TextOutputs, origin: TextOrigin) -> None:
         "athanor_encoders": origin.encoders.astype(np.float32),
     }
     arrays["athanor_checksum"] = np.array(zlib.crc32(arrays["pool2"]))
-    try:
-        with written_whole(path, durable=False) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        raise UserError(
-            f"text encoder outputs cannot be written to {path} ({error.strerror}); "
-            "--cache_text_encoder_outputs alone keeps them in memory"
-        ) from error
+    write_arrays(path, arrays, "text encoder outputs", "cache_text_encoder_outputs")
 
 
 def examine_file(path: Path) -> tuple[Shapes, TextOrigin | None]:

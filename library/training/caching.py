@@ -142,9 +142,11 @@ def encoded(
         for batch in batches_of_one_size(dataset, indices, batch_size):
             images = torch.stack([dataset.image(index) for index in batch])
             latents = family.vae.encode(images)
-            flipped = family.vae.encode(images.flip(-1)) if flips(dataset, batch[0]) else [None] * len(batch)
-            for index, *pair in zip(batch, latents, flipped, strict=True):
-                finite = all(value.isfinite().all() for value in pair if value is not None)
+            flipped = family.vae.encode(images.flip(-1)) if flips(dataset, batch[0]) else None
+            both = latents if flipped is None else torch.cat([latents, flipped], dim=1)
+            are_finite = both.isfinite().flatten(1).all(dim=1).tolist()  # one wait for the device a batch
+            mirrored = [None] * len(batch) if flipped is None else flipped
+            for index, finite, *pair in zip(batch, are_finite, latents, mirrored, strict=True):
                 yield index, dataset.cached_latents(index, *pair) if finite else None
             bar.update(len(batch))
 
