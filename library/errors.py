@@ -12,14 +12,35 @@ logger = logging.getLogger(__name__)
 
 EXIT_BUG = 1
 EXIT_MISTAKE = 2
+EXIT_STOPPED = 3
+EXIT_OUT_OF_MEMORY = 4
+EXIT_DIVERGED = 5
 
 
 class UserError(ValueError):
     """One or more mistakes in what the user gave; each problem is one sentence that names flag, file or key."""
 
+    exit_code = EXIT_MISTAKE
+
     def __init__(self, *problems: str):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class OutOfMemory(UserError):
+    """The device has less memory than the run needs; the sentence says what needs less."""
+
+    exit_code = EXIT_OUT_OF_MEMORY
+
+
+class Diverged(UserError):
+    """The loss is no number any more; the sentence says what was kept and what the cause may be."""
+
+    exit_code = EXIT_DIVERGED
+
+
+class Stopped(Exception):
+    """The run ended before its time because it was asked to; the message says what was saved."""
 
 
 def quoted_list(names: list[str], limit: int = 10) -> str:
@@ -39,7 +60,7 @@ def first_line(error: Exception) -> str:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main function; a mistake ends in its sentences and exit code 2, a bug in 1 and a log file."""
+    """Run a script's main function; what ends it is told in sentences and an exit code, a bug also in a log file."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -48,7 +69,10 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
-        sys.exit(EXIT_MISTAKE)
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)

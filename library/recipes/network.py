@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.dataset.dataset import TrainingDataset
 from library.dataset.own_dataset import OwnDataset
-from library.errors import UserError
+from library.errors import OutOfMemory, UserError
 from library.families import family_class, writes_text
 from library.families.base import ModelFamily
 from library.options.derived import (
@@ -66,7 +66,7 @@ def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     try:
         return _train_network(options, checked)
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(OUT_OF_MEMORY) from error
+        raise OutOfMemory(OUT_OF_MEMORY) from error
 
 
 def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
