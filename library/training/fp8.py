@@ -30,6 +30,8 @@ def scale_of(weight: Tensor) -> float:
 
     Without it weights around 0.01, as wide layers have, would keep 3 significant bits or fewer.
     """
+    if weight.is_meta:  # it has no values
+        return 1.0
     peak = max(weight.abs().max().item(), SMALLEST_PEAK)
     return 2.0 ** (1 - math.frexp(torch.finfo(STORED_DTYPE).max / peak)[1])
 

@@ -1,0 +1,158 @@
+"""What a run needs of a GPU's memory, and what it would need with each thing that saves some: estimates, no GPU."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from library.families.base import Batch
+from library.options.derived import caches_latents, network_arguments, network_module
+from library.options.groups import TrainNetworkOptions
+from library.recipes.network import load_family, prepare_unet, trained_groups, trained_parts
+from library.recipes.network_building import build_network, load_algorithm
+from library.training.memory_estimate import LikeCuda, LiveBytes, off_the_device, run_backward
+from library.training.optimizers import build_optimizer
+from library.training.precision import full_dtype, weight_dtype
+from library.training.reports import aligned
+
+META = torch.device("meta")
+GIB = 2**30
+
+# What takes less memory: the flags, and the fields that they set. From what costs nothing to what costs speed or
+# quality; each is left out where the run has it already.
+SAVERS: dict[str, dict[str, object]] = {
+    "--cache_latents": {"cache_latents": True},
+    "--mixed_precision bf16": {"mixed_precision": "bf16"},
+    "--optimizer_type AdamW8bit": {"optimizer_type": "AdamW8bit"},
+    "--network_train_unet_only": {"network_train_unet_only": True},
+    "--gradient_checkpointing": {"gradient_checkpointing": True},
+    "--train_batch_size 1": {"train_batch_size": 1},
+    "--fp8_base": {"fp8_base": True},
+    "--full_bf16": {"full_bf16": True, "mixed_precision": "bf16"},
+    "--gradient_checkpointing --cpu_offload_checkpointing": {
+        "gradient_checkpointing": True,
+        "cpu_offload_checkpointing": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of tensors on the device; the phases before training and training itself each have a peak."""
+
+    frozen: int  # weights of the models that stay while training
+    trained: int  # the network's weights and gradients, and what the optimizer keeps
+    step: int  # everything else that lives at the peak of a step
+    before: int  # the peak before training: models loaded, pictures and captions encoded
+
+    @property
+    def training(self) -> int:
+        return self.frozen + self.trained + self.step
+
+    @property
+    def total(self) -> int:
+        return max(self.training, self.before)
+
+
+def estimate(
+    options: TrainNetworkOptions, family_name: str, size_wh: tuple[int, int], captions_change: bool
+) -> MemoryEstimate:
+    """The memory of training batches of this size; where captions change, frozen text encoders stay on the device."""
+    autocast = None if options.mixed_precision == "no" else weight_dtype(options)
+    family = load_family(options, family_name, META)
+    with LiveBytes() as memory, LikeCuda(autocast):
+        for model in (family.unet, *family.text_encoders):
+            memory.note_all(model)
+        arguments = network_arguments(options)
+        network = build_network(load_algorithm(network_module(options)), family, options, arguments)
+        network.to(META, full_dtype(options)).train()
+        groups = trained_groups(network, options)
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        family.trains_text_encoder = any(part.learning_rates for part in trained_parts(network, groups)[:-1])
+        batch = empty_batch(options.train_batch_size, size_wh)
+        latents = family.vae.encode(batch.images)
+        if caches_latents(options):
+            off_the_device(family.vae.model)
+            batch = replace(batch, images=None)
+        prepare_unet(family, options)
+        if not family.trains_text_encoder:
+            conds = family.conds(batch)
+            if not captions_change:
+                for text_encoder in family.text_encoders:
+                    off_the_device(text_encoder)
+        before, resident = memory.peak, memory.now
+        memory.peak = 0
+        if not caches_latents(options):
+            latents = family.vae.encode(batch.images)
+        if family.trains_text_encoder:
+            conds = family.conds(batch)
+        timesteps = torch.zeros(len(latents), device=META)
+        loss = F.mse_loss(family.predict(latents, timesteps, conds, None).float(), latents)
+        del conds, latents
+        with LikeCuda(autocast):
+            run_backward(loss)
+    weights = sum(parameter.nbytes for parameter in parameters)
+    state = optimizer_bytes(options, parameters)
+    frozen = resident - weights
+    return MemoryEstimate(frozen, 2 * weights + state, memory.peak - frozen - 2 * weights, before)
+
+
+def empty_batch(size: int, size_wh: tuple[int, int]) -> Batch:
+    """Pictures without values, with a caption each."""
+    width, height = size_wh
+    sizes = torch.zeros(size, 2, dtype=torch.long)
+    return Batch(
+        captions=["a picture"] * size,
+        loss_weights=torch.ones(size, device=META),
+        images=torch.empty(size, 3, height, width, device=META),
+        latents=None,
+        conds=None,
+        alpha_masks=None,
+        original_sizes_hw=sizes,
+        crop_top_lefts=sizes,
+        target_sizes_hw=sizes,
+    )
+
+
+def optimizer_bytes(options: TrainNetworkOptions, parameters: list[nn.Parameter]) -> int:
+    """What the optimizer keeps for parameters of these shapes: those of one step on one real parameter of each."""
+    total = 0
+    for shape, count in Counter(tuple(parameter.shape) for parameter in parameters).items():
+        real = nn.Parameter(torch.zeros(shape, dtype=parameters[0].dtype))
+        real.grad = torch.zeros_like(real)
+        optimizer, spec, _ = build_optimizer(options, [{"params": [real], "lr": options.learning_rate, "name": "all"}])
+        if spec.schedule_free:
+            optimizer.train()
+        optimizer.step()
+        total += count * sum(value.nbytes for value in optimizer.state[real].values() if isinstance(value, Tensor))
+    return total
+
+
+def savers_of(options: TrainNetworkOptions) -> dict[str, TrainNetworkOptions]:
+    """The options with each saver that the run does not have already, by its flags, and at the end with all of them."""
+    changed = {flags: replace(options, **fields) for flags, fields in SAVERS.items()}
+    changed["all of these"] = replace(
+        options, **{name: value for fields in SAVERS.values() for name, value in fields.items()}
+    )
+    return {flags: with_saver for flags, with_saver in changed.items() if with_saver != options}
+
+
+def memory_table(
+    options: TrainNetworkOptions, family_name: str, size_wh: tuple[int, int], captions_change: bool
+) -> str:
+    """The estimate of the run as it is, with each saver alone and with all of them, in GiB."""
+    head = ("GiB", "frozen weights", "network, optimizer", "a step", "peak before training", "peak", "saved")
+    runs = {"as it is": options, **savers_of(options)}
+    estimates = {
+        name: estimate(changed, family_name, size_wh, captions_change)
+        for name, changed in tqdm(runs.items(), desc="estimating memory", unit="runs", delay=1)
+    }
+    total = estimates["as it is"].total
+    rows = [head]
+    for name, found in estimates.items():
+        values = (found.frozen, found.trained, found.step, found.before, found.total, total - found.total)
+        rows.append((name, *(f"{value / GIB:.2f}" for value in values)))
+    return aligned(rows, numbers=tuple(range(1, len(head))))
