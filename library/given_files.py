@@ -12,19 +12,19 @@ from PIL import Image
 
 from library.dataset.picture_files import unreadable_reason
 from library.errors import UserError
-from library.families.detect import KINDS, CheckpointInfo, inspect_checkpoint, kind_of_shapes, read_shapes, require_kind
+from library.families import FAMILIES
+from library.families.detect import CheckpointInfo, inspect_checkpoint, read_shapes
+from library.families.kinds import KINDS, Shapes, kind_of_shapes
 
-Shapes = dict[str, tuple[int, ...] | None]  # of the weights of a file by their names; None where it does not tell
-
-# Layers of networks by which the base model is known: those that only one kind of model has, and those whose inputs
-# are as wide as its text encoder's outputs.
+# Layers of networks by which the base model is known: those that only one family has, and those whose inputs are as
+# wide as its text encoder's outputs.
 LAYERS_OF_ONE = {
     "flux": re.compile("lora_unet_(double|single)_blocks_"),
     "sd3": re.compile("lora_unet_joint_blocks_"),
-    "sdxl": re.compile("lora_te[12]_|lora_unet_(input_blocks|middle_block|output_blocks)_"),
+    **{row.kinds[0]: re.compile(row.network_names) for row in FAMILIES.values() if row.network_names},
 }
 LAYERS_OF_TEXT_WIDTH = re.compile(r"(lora_unet_.*_attn2_to_k|lora_te_.*_self_attn_q_proj)\.lora_down\.weight")
-KIND_OF_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+KIND_OF_TEXT_WIDTH = {width: kind for row in FAMILIES.values() for kind, width in row.text_widths.items()}
 
 
 def check_vae(path_text: str) -> None:
@@ -35,7 +35,8 @@ def check_vae(path_text: str) -> None:
             raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
         return
     info = inspect_checkpoint(path_text, "--vae")
-    require_kind(info, ("vae", "sd1", "sd1_inpainting", "sd2", "sd2_inpainting", "sdxl"), "--vae")
+    if info.kind != "vae" and not KINDS[info.kind].has_vae:
+        raise UserError(f"--vae: {info.path} is a {info.description}; wanted is a VAE, or a model that has one")
 
 
 def check_thumbnail(text: str) -> None:
@@ -61,10 +62,10 @@ def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_our
     shapes = read_shapes(path, flag)
     kind = "adapter" if any(name.startswith(("lora_unet_", "lora_te")) for name in shapes) else kind_of_shapes(shapes)
     if kind != "adapter" and (is_ours or kind != "unknown"):
-        raise UserError(f"{flag}: {path} is a {KINDS[kind]}; wanted is a network such as a LoRA")
+        raise UserError(f"{flag}: {path} is a {KINDS[kind].description}; wanted is a network such as a LoRA")
     kinds = base_kinds(shapes)
     if base and kinds and base.kind not in kinds:
-        wanted = " or a ".join(KINDS[kind] for kind in kinds)
+        wanted = " or a ".join(KINDS[kind].description for kind in kinds)
         raise UserError(f"{flag}: {path} is a network for a {wanted}, but {base.path} is a {base.description}")
     return shapes
 

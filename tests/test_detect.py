@@ -13,8 +13,10 @@ import torch
 from safetensors.numpy import save_file
 
 from library.errors import UserError
+from library.families import FAMILIES, family_of_kind
 from library.families.checkpoints import open_checkpoint
-from library.families.detect import KINDS, PIPELINE_KINDS, inspect_checkpoint, kind_of_shapes, require_kind
+from library.families.detect import inspect_checkpoint
+from library.families.kinds import KINDS, PIPELINE_KINDS, kind_of_shapes
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -42,10 +44,23 @@ HEADERS = [
     ("sd2_inpainting", ldm("cond_stage_model.model.token_embedding.weight", in_channels=9)),
     ("sdxl", ldm("conditioner.embedders.0.transformer.x", "conditioner.embedders.1.model.token_embedding.weight")),
     ("sdxl_refiner", ldm("conditioner.embedders.0.model.token_embedding.weight")),
+    (
+        "sdxl_inpainting",
+        ldm("conditioner.embedders.0.transformer.x", "conditioner.embedders.1.model.token_embedding.weight")
+        | {f"{UNET}input_blocks.0.0.weight": (8, 9, 3, 3)},
+    ),
     ("sd3", named(f"{UNET}joint_blocks.0.x_block.attn.qkv.weight", *VAE_ENDS)),
     ("flux", named("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight")),
     ("flux", named(f"{UNET}double_blocks.0.img_attn.qkv.weight")),
     ("lumina2", named(f"{UNET}context_refiner.0.attention.qkv.weight")),
+    ("chroma", named("distilled_guidance_layer.layers.0.in_layer.weight", "double_blocks.0.img_attn.qkv.weight")),
+    ("hunyuan", named("txt_in.individual_token_refiner.blocks.0.norm1.weight", "double_blocks.0.img_attn.qkv.weight")),
+    ("hunyuan_dit", named("mlp_t5.0.weight", "blocks.0.attn1.Wqkv.weight")),
+    ("aura_flow", named("model.double_layers.0.attn.w1q.weight")),
+    ("cascade", named("clip_txt_mapper.weight", "down_blocks.0.0.channelwise.0.weight")),
+    ("qwen_image", named("transformer_blocks.0.img_mod.1.weight", "txt_norm.weight")),
+    ("cosmos", named("net.blocks.0.adaln_modulation_self_attn.1.weight", "net.blocks.0.mlp.layer1.weight")),
+    ("wan", named("blocks.0.self_attn.norm_k.weight", "head.modulation")),
     ("pixart", named("scale_shift_table", "adaln_single.linear.weight")),
     ("unet_only", FIRST_CONVOLUTION),
     ("unet_only", named("down_blocks.0.attentions.0.proj_in.weight", "conv_in.weight")),
@@ -88,7 +103,7 @@ def refusal(path: Path | str) -> str:
 @pytest.mark.parametrize(("kind", "shapes"), HEADERS, ids=[f"{i}-{kind}" for i, (kind, _) in enumerate(HEADERS)])
 def test_kind_of_a_file_is_read_from_its_header(kind, shapes, tmp_path):
     info = inspect_checkpoint(str(write_header(tmp_path / "model.safetensors", shapes)))
-    assert (info.kind, info.is_folder, info.description) == (kind, False, KINDS[kind])
+    assert (info.kind, info.is_folder, info.description) == (kind, False, KINDS[kind].description)
 
 
 def test_every_kind_has_a_header_here():
@@ -139,11 +154,24 @@ def test_pickled_checkpoint_is_known_by_its_names(tmp_path):
     assert inspect_checkpoint(str(tiny.write_file(tmp_path / "tiny.ckpt"))).kind == "sd1"
 
 
-def test_a_kind_that_is_not_trained_is_refused_with_both_kinds_named(tmp_path):
-    info = inspect_checkpoint(str(write_header(tmp_path / "a.safetensors", named(*VAE_ENDS))))
-    with pytest.raises(UserError, match=r"a\.safetensors is a VAE, not a whole model; .* Stable Diffusion 1\.x model"):
-        require_kind(info, ("sd1",))
-    require_kind(info, ("sd1", "vae"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_trained_or_refused_with_its_name_and_what_can_be_done(kind, tmp_path):
+    shapes = next(shapes for of, shapes in HEADERS if of == kind)
+    info = inspect_checkpoint(str(write_header(tmp_path / "a.safetensors", shapes)))
+    if any(kind in row.kinds for row in FAMILIES.values()):
+        assert kind in FAMILIES[family_of_kind(info)].kinds
+        return
+    with pytest.raises(UserError) as caught:
+        family_of_kind(info)
+    sentence = str(caught.value)
+    assert f"a.safetensors is a {KINDS[kind].description}; this version trains a Stable Diffusion 1.x model" in sentence
+    assert sentence.endswith(KINDS[kind].advice)
+
+
+def test_the_script_of_one_family_names_the_script_for_all(tmp_path):
+    info = inspect_checkpoint(str(write_header(tmp_path / "a.safetensors", ldm(SD1_TEXT))))
+    with pytest.raises(UserError, match=r"this script trains a Stable Diffusion XL base model; use train_network\.py$"):
+        family_of_kind(info, "sdxl")
 
 
 # --- pickles that do more than hold weights --------------------------------------------------------------------------

@@ -30,6 +30,7 @@ TORCH_FREE = (
     "library.families.blocks",
     "library.families.agreement",
     "library.families.detect",
+    "library.families.kinds",
     "library.families.prompt_weights",
     "library.files",
     "library.given_files",

@@ -5,23 +5,44 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.errors import UserError
-from library.families.detect import KINDS, CheckpointInfo
+from library.families.detect import CheckpointInfo
+from library.families.kinds import KINDS
 
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """Where a family's class is, and the kinds of checkpoint it takes."""
+    """Where a family's class is, the kinds of checkpoint it takes, and what must be known of it before torch is."""
 
     path: str  # "module:Class", imported only when chosen
-    kinds: tuple[str, ...]  # keys of library.families.detect.KINDS
+    text_widths: dict[str, int]  # by kind of checkpoint (a key of KINDS): features of the text that its U-Net takes
     bucket_step: int  # pixels; what the sides of buckets must be divisible by
-    text_files: bool  # whether the outputs of its text encoders have files beside the pictures, as kohya's do
+    num_text_encoders: int = 1
+    text_files: bool = False  # whether the outputs of its text encoders have files beside the pictures, as kohya's do
+    text_layer: str | None = None  # in words, where it is always the same; None where --clip_skip chooses it
+    network_names: str | None = None  # regular expression of layers of networks that no other family has
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.text_widths)
 
 
 FAMILIES = {
-    "sd": FamilyRow("library.families.sd:Sd", ("sd1", "sd2"), 64, text_files=False),
-    "sdxl": FamilyRow("library.families.sdxl:Sdxl", ("sdxl",), 32, text_files=True),
+    "sd": FamilyRow("library.families.sd:Sd", {"sd1": 768, "sd2": 1024}, 64),
+    "sdxl": FamilyRow(
+        "library.families.sdxl:Sdxl",
+        {"sdxl": 2048},
+        32,
+        num_text_encoders=2,
+        text_files=True,
+        text_layer="the layer before the last",
+        network_names="lora_te[12]_|lora_unet_(input_blocks|middle_block|output_blocks)_",
+    ),
 }
+
+
+def row_of_kind(kind: str) -> FamilyRow | None:
+    """The family that trains this kind of checkpoint; None where none does."""
+    return next((row for row in FAMILIES.values() if kind in row.kinds), None)
 
 
 def family_of_kind(checkpoint: CheckpointInfo, wanted: str | None = None) -> str:
@@ -30,12 +51,12 @@ def family_of_kind(checkpoint: CheckpointInfo, wanted: str | None = None) -> str
     for name, row in rows.items():
         if checkpoint.kind in row.kinds:
             return name
-    trained = " or a ".join(KINDS[kind] for row in rows.values() for kind in row.kinds)
+    trained = " or a ".join(KINDS[kind].description for row in rows.values() for kind in row.kinds)
     who = "this version" if wanted is None else "this script"
-    others = any(checkpoint.kind in row.kinds for row in FAMILIES.values())
+    advice = "use train_network.py" if row_of_kind(checkpoint.kind) else KINDS[checkpoint.kind].advice
     raise UserError(
         f"--pretrained_model_name_or_path: {checkpoint.path} is a {checkpoint.description}; {who} trains a {trained}"
-        + ("; use train_network.py" if others else "")
+        + (f"; {advice}" if advice else "")
     )
 
 

@@ -5,10 +5,9 @@ import re
 from typing import Any
 
 from library.errors import UserError
+from library.families import row_of_kind
 from library.families.detect import SD2_TEXT_LAYERS, CheckpointInfo, read_shapes
 from library.options.groups import ModelOptions, TrainNetworkOptions
-
-NUM_TEXT_ENCODERS = {"sd1": 1, "sd2": 1, "sdxl": 2}  # by kind of checkpoint
 
 TEXT_LAYER = re.compile(  # of the text encoder of Stable Diffusion 1.x or 2.x in a single file
     r"cond_stage_model\.(?:transformer\.(?:text_model\.)?encoder\.layers|model\.transformer\.resblocks)\.(\d+)\."
@@ -17,7 +16,7 @@ TEXT_LAYER = re.compile(  # of the text encoder of Stable Diffusion 1.x or 2.x i
 
 def check_clip_skip(options: ModelOptions, checkpoint: CheckpointInfo) -> None:
     """UserError where --clip_skip goes beyond the first layer of the text encoder."""
-    if options.clip_skip is None or checkpoint.kind not in ("sd1", "sd2"):
+    if options.clip_skip is None or row_of_kind(checkpoint.kind) is None or text_layer(checkpoint):
         return
     num_layers = num_text_layers(checkpoint)
     if num_layers and options.clip_skip > num_layers:
@@ -47,11 +46,16 @@ def model_warnings(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> 
         warnings.append(
             "--clip_skip is seldom right with Stable Diffusion 2.x: its text encoder is without its last layer already"
         )
-    if checkpoint.kind == "sdxl" and options.clip_skip is not None:
-        warnings.append("--clip_skip has no effect: Stable Diffusion XL always takes the layer before the last")
+    if options.clip_skip is not None and (always := text_layer(checkpoint)):
+        warnings.append(f"--clip_skip has no effect: with a {checkpoint.description} it is always {always}")
     if checkpoint.is_folder and options.disable_mmap_load_safetensors:
         warnings.append("--disable_mmap_load_safetensors has no effect on a diffusers folder, but on single files")
     return [warning for warning in warnings if warning]
+
+
+def text_layer(checkpoint: CheckpointInfo) -> str | None:
+    """Which layer of the text encoders is taken, in words, where no option chooses it."""
+    return row_of_kind(checkpoint.kind).text_layer
 
 
 def version_warning(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> str | None:
@@ -76,7 +80,7 @@ def prediction_warning(options: TrainNetworkOptions, checkpoint: CheckpointInfo)
 
 def rates_warning(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> str | None:
     """More learning rates than the model has text encoders."""
-    count, given = NUM_TEXT_ENCODERS[checkpoint.kind], options.text_encoder_lr or []
+    count, given = row_of_kind(checkpoint.kind).num_text_encoders, options.text_encoder_lr or []
     if len(given) <= count:
         return None
     encoders, which = ("one text encoder", "one counts") if count == 1 else (f"{count} text encoders", f"{count} count")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.errors import UserError
+from library.families.kinds import KINDS, PIPELINE_KINDS, Shapes, kind_of_shapes
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -24,43 +25,7 @@ class CheckpointInfo:
 
     @property
     def description(self) -> str:
-        return KINDS[self.kind]
-
-
-KINDS = {
-    "sd1": "Stable Diffusion 1.x model",
-    "sd1_inpainting": "Stable Diffusion 1.x inpainting model",
-    "sd2": "Stable Diffusion 2.x model",
-    "sd2_inpainting": "Stable Diffusion 2.x inpainting, depth or upscaling model",
-    "sdxl": "Stable Diffusion XL base model",
-    "sdxl_refiner": "Stable Diffusion XL refiner",
-    "sd3": "Stable Diffusion 3 model",
-    "flux": "FLUX model",
-    "lumina2": "Lumina Image 2 or Z-Image model",
-    "pixart": "PixArt model",
-    "unet_only": "U-Net without text encoder",
-    "vae": "VAE, not a whole model",
-    "adapter": "LoRA or similar adapter, not a base model",
-    "embedding": "textual-inversion embedding, not a base model",
-    "text_encoder": "text encoder, not a whole model",
-    "unknown": "file whose weights have names that no Stable Diffusion model has",
-}
-
-PIPELINE_KINDS = {
-    "StableDiffusionPipeline": "sd1",
-    "StableDiffusionImg2ImgPipeline": "sd1",
-    "StableDiffusionInpaintPipeline": "sd1_inpainting",
-    "StableDiffusionDepth2ImgPipeline": "sd2_inpainting",
-    "StableDiffusionUpscalePipeline": "sd2_inpainting",
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusionXLImg2ImgPipeline": "sdxl_refiner",
-    "StableDiffusion3Pipeline": "sd3",
-    "FluxPipeline": "flux",
-    "Lumina2Pipeline": "lumina2",
-    "ZImagePipeline": "lumina2",
-    "PixArtAlphaPipeline": "pixart",
-    "PixArtSigmaPipeline": "pixart",
-}
+        return KINDS[self.kind].description
 
 
 def inspect_checkpoint(path_text: str, flag: str = "--pretrained_model_name_or_path") -> CheckpointInfo:
@@ -77,16 +42,7 @@ def inspect_checkpoint(path_text: str, flag: str = "--pretrained_model_name_or_p
     return CheckpointInfo(path, kind_of_shapes(read_shapes(path, flag)), is_folder=False)
 
 
-def require_kind(
-    info: CheckpointInfo, accepted: tuple[str, ...], flag: str = "--pretrained_model_name_or_path"
-) -> None:
-    """UserError unless the checkpoint is of a kind that this script trains."""
-    if info.kind not in accepted:
-        wanted = " or ".join(KINDS[kind] for kind in accepted)
-        raise UserError(f"{flag}: {info.path} is a {info.description}; wanted is a {wanted}")
-
-
-def read_shapes(path: Path, flag: str) -> dict[str, tuple[int, ...] | None]:
+def read_shapes(path: Path, flag: str) -> Shapes:
     """Weight names and shapes of a checkpoint file (shape None where a pickle does not tell)."""
     if path.suffix.lower() == ".safetensors":
         return _shapes_of_safetensors(path, flag)
@@ -113,11 +69,13 @@ def _kind_of_folder(path: Path, flag: str) -> str:
         raise UserError(f"{flag}: the folder {path} is not a diffusers model: it has no model_index.json")
     index = _read_json(index_path, flag)
     kind = PIPELINE_KINDS.get(index.get("_class_name", ""), "unknown")
-    if kind not in ("sd1", "sd1_inpainting"):
+    if kind not in ("sd1", "sd1_inpainting", "sdxl"):
         return kind
     unet, text_encoder = (_read_json_if_there(path / part / "config.json", flag) for part in ("unet", "text_encoder"))
+    takes_more = kind.endswith("_inpainting") or unet.get("in_channels", 4) != 4
+    if kind == "sdxl":
+        return "sdxl_inpainting" if takes_more else kind
     has_open_clip = unet.get("cross_attention_dim") == 1024 or text_encoder.get("hidden_act") == "gelu"
-    takes_more = kind == "sd1_inpainting" or unet.get("in_channels", 4) != 4
     return ("sd2" if has_open_clip else "sd1") + ("_inpainting" if takes_more else "")
 
 
@@ -132,7 +90,7 @@ def _read_json(path: Path, flag: str) -> dict:
         raise UserError(f"{flag}: {path} is broken; get the model again") from None
 
 
-def _shapes_of_safetensors(path: Path, flag: str) -> dict[str, tuple[int, ...] | None]:
+def _shapes_of_safetensors(path: Path, flag: str) -> Shapes:
     size = path.stat().st_size
     with open(path, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
@@ -168,46 +126,3 @@ def _names_in_pickle(path: Path, flag: str) -> list[str]:
         except (ValueError, zipfile.BadZipFile):
             raise UserError(f"{flag}: {path} is broken; get the file again") from None
     return [argument for _, argument, _ in operations if isinstance(argument, str)]
-
-
-def kind_of_shapes(shapes: dict[str, tuple[int, ...] | None]) -> str:
-    """The kind of model that weights of these names and shapes are (shapes may be None)."""
-
-    def has(*fragments: str) -> bool:
-        return any(all(fragment in name for fragment in fragments) for name in shapes)
-
-    if has(".lora_down.") or has(".lora_A.") or has("hada_w1") or has("lokr_w1") or has("oft_blocks"):
-        return "adapter"
-    if has("joint_blocks.0."):
-        return "sd3"
-    if has("double_blocks.0."):
-        return "flux"
-    if has("context_refiner.0."):
-        return "lumina2"
-    if has("scale_shift_table"):
-        return "pixart"
-    if has("model.diffusion_model.input_blocks."):
-        return _kind_of_ldm_unet(shapes, has)
-    if has("decoder.conv_in.") and has("encoder.conv_in."):
-        return "vae"
-    if has("emb_params") or has("string_to_param"):
-        return "embedding"
-    if has("embeddings.token_embedding") or has("encoder.embed_tokens") or has("shared.weight"):
-        return "text_encoder"
-    if has("down_blocks.0.") or has("input_blocks.0."):
-        return "unet_only"
-    return "unknown"
-
-
-def _kind_of_ldm_unet(shapes: dict[str, tuple[int, ...] | None], has) -> str:
-    first_convolution = shapes.get("model.diffusion_model.input_blocks.0.0.weight")
-    if has("conditioner.embedders.1."):
-        return "sdxl"
-    if has("conditioner.embedders.0."):
-        return "sdxl_refiner"
-    takes_more = first_convolution and first_convolution[1:2] != (4,)
-    if has("cond_stage_model.model."):
-        return "sd2_inpainting" if takes_more else "sd2"
-    if not has("cond_stage_model.transformer."):
-        return "unet_only"
-    return "sd1_inpainting" if takes_more else "sd1"
