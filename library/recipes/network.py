@@ -29,6 +29,7 @@ from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.training import saving
 from library.training.caching import cache_latents, cache_text
+from library.training.deterministic import same_bits
 from library.training.loop import run
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
@@ -64,7 +65,8 @@ OUT_OF_MEMORY = (
 def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     """Train and return the path of the network's file."""
     try:
-        return _train_network(options, checked)
+        with same_bits(options):
+            return _train_network(options, checked)
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory(OUT_OF_MEMORY) from error
 

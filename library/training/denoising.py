@@ -155,7 +155,7 @@ def elementwise_loss(prediction: Tensor, target: Tensor, huber_c: Tensor | None,
     return c * pseudo if loss_type == "huber" else pseudo
 
 
-def scaled_latents(family: ModelFamily, batch: Batch, randomness: BatchRandomness) -> Tensor:
+def scaled_latents(family: ModelFamily, batch: Batch, randomness: BatchRandomness = TORCHS_OWN) -> Tensor:
     """[B, C, h, w] as the U-Net sees them, encoded now where they are not cached."""
     latents = batch.latents
     if latents is None:
