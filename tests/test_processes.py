@@ -18,7 +18,10 @@ from tests.two_processes import toy_weights
 from train_network import train
 
 ROOT = Path(__file__).parents[1]
-FLAGS = "--multi_gpu --num_machines 1 --num_processes 2 --mixed_precision no --dynamo_backend no".split()
+FLAGS = (
+    *("--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+)
 CONFIGS = ROOT / "config_examples" / "accelerate"
 # Sums in another order differ in the last bits, which Adam, dividing by a gradient's own size, makes 1e-6 at most here;
 # a step moves a weight by up to 1e-3.
