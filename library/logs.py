@@ -18,7 +18,8 @@ def start_logging(options: LoggingOptions) -> None:
     """Set up the root logger as the options say; only the main process speaks below warnings."""
     level = getattr(logging, options.console_log_level or "INFO")
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if options.console_log_file:
+    is_first = os.environ.get("RANK", "0") == "0"  # the one process that writes files
+    if options.console_log_file and is_first:
         Path(options.console_log_file).absolute().parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))

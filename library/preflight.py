@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from tqdm import tqdm
@@ -105,7 +106,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if problems:
         raise UserError(*problems)
     resume = fetch_state(options) if options.resume_from_huggingface else options.resume and Path(options.resume)
-    cache_notes = write_info_caches(scanned)
+    cache_notes = write_info_caches(scanned) if is_main_process() else []
     scanned, validation = split
     scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
@@ -127,8 +128,8 @@ def plan_of(
     """The step arithmetic of the dataset as it will be drawn."""
     if scanned.own is not None:
         num_items = len(scanned.own) * getattr(scanned.own, "batch_size", 1)
-        return step_plan(options, num_items, len(scanned.own), num_processes())
-    sampler = sampler_of(scanned, choices, repeats, seed=0)
+        return step_plan(options, num_items, ceil(len(scanned.own) / num_processes()), num_processes())
+    sampler = sampler_of(scanned, choices, repeats, seed=0, num_processes=num_processes())
     return step_plan(options, sum(repeats), len(sampler), num_processes())
 
 
@@ -220,7 +221,7 @@ def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset, f
 
 def warmup_notes(options: TrainNetworkOptions, plan: StepPlan) -> list[str]:
     """A sentence where the run ends before its warm-up."""
-    warmup, total = options.lr_warmup_steps, plan.max_train_steps * plan.num_processes
+    warmup, total = options.lr_warmup_steps, plan.max_train_steps
     if chooses_own_rate(options) or (warmup < 1 if isinstance(warmup, float) else warmup < total):
         return []
     given = f"{warmup:.0%}" if isinstance(warmup, float) else warmup

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -251,11 +252,11 @@ def test_trusted_files_are_not_read(cache, pictures):
 def test_an_interrupted_run_goes_on_where_it_was(cache, pictures, monkeypatch):
     encode, calls = Vae.encode, []
 
-    def stopped(vae: Vae, images: Tensor) -> Tensor:
+    def stopped(vae: Vae, images: Tensor, noise_like: Callable[[Tensor], Tensor]) -> Tensor:
         calls.append(images)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encode(vae, images)
+        return encode(vae, images, noise_like)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Vae, "encode", stopped)

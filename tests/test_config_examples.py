@@ -77,7 +77,7 @@ def test_the_launch_line_of_several_gpus_trains_in_two_processes(request, tmp_pa
         cwd=EXAMPLES.parent, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert "/ 2 processes" in ended.stdout + ended.stderr
+    assert "x 2 processes" in ended.stdout + ended.stderr
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert [path.name for path in files] == ["example.safetensors"]
     metadata = metadata_of(files[0])

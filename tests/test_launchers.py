@@ -193,7 +193,7 @@ def test_train_by_toml_sh_passes_on_its_file_and_the_flags_behind_it(by_toml, ho
 @needs_bash
 @pytest.mark.slow
 def test_train_by_toml_sh_trains_in_two_processes(by_toml, house):
-    assert "/ 2 processes" in by_toml(multi_gpu=1, ACCELERATE_USE_CPU="true")
+    assert "x 2 processes" in by_toml(multi_gpu=1, ACCELERATE_USE_CPU="true")
     assert metadata_of(house / "out" / "x.safetensors")["ss_steps"] == "2"
 
 

@@ -10,7 +10,7 @@ from library.options import derived
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
-from library.options.launch import launch_problems, launch_warnings
+from library.options.launch import OTHER_ENGINES, launch_problems, launch_warnings
 
 REQUIRED = [
     *("--pretrained_model_name_or_path", "model.safetensors", "--train_data_dir", "pictures"),
@@ -578,7 +578,7 @@ def test_a_launcher_that_says_something_else_is_contradicted_in_one_line(monkeyp
     ]
 
 
-@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+@pytest.mark.parametrize("engine", OTHER_ENGINES)
 def test_a_launcher_that_splits_the_model_is_a_mistake(engine, monkeypatch):
     assert launch_problems() == []
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")

@@ -1,9 +1,11 @@
-"""Two processes on the CPU: their gradients are averaged, they keep the same weights, and one set of files appears."""
+"""Two processes on the CPU train what one process trains with twice the batch, and one set of files appears."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,65 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.results import scalars
 from tests.two_processes import toy_weights
+from train_network import train
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
+FLAGS = (
+    *("--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+CONFIGS = ROOT / "config_examples" / "accelerate"
+# Sums in another order differ in the last bits, which Adam, dividing by a gradient's own size, makes 1e-6 at most here;
+# a step moves a weight by up to 1e-3.
+TOLERANCE = dict(rtol=1e-5, atol=2e-6)
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is for Linux and macOS")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is for Linux and macOS")
-def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_file, pictures, tmp_path):
+def start(launch: Sequence[str], words: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launch, *words]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def finish(launched: subprocess.Popen) -> str:
+    stdout, stderr = launched.communicate(timeout=500)
+    assert launched.returncode == 0, stderr[-3000:]
+    return stdout
+
+
+def in_two_processes(given: dict, folder: Path, launch: Sequence[str] = FLAGS) -> tuple[dict, dict, str]:
+    """Run tests/two_processes.py; what each process found, and what both said."""
+    given_path = folder / "given.json"
+    given_path.write_text(json.dumps(given | {"facts": str(folder / "facts")}), encoding="utf-8")
+    said = finish(start(launch, ["-m", "tests.two_processes", str(given_path)]))
+    first, second = (json.loads((folder / f"facts-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
+    return first, second, said
+
+
+def files_of(paths: list[str], folder: Path) -> list[Path]:
+    """Those inside a folder, without the ones that are still to be renamed."""
+    return [path for path in map(Path, paths) if path.is_relative_to(folder) and not path.name.startswith(".")]
+
+
+def assert_weights_near(found: Path, wanted: Path) -> None:
+    found, wanted = load_file(found), load_file(wanted)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+    assert any(value.any() for name, value in wanted.items() if "lora_up" in name)
+
+
+@pytest.fixture
+def uneven_pictures(tmp_path) -> Path:
+    """Buckets of 3 and 2 pictures, so that the last batch of one is short."""
+    return tiny.write_pictures(tmp_path / "uneven", "1_cat", count=5)
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat --w 64 --h 64 --s 2 --d 7\n", encoding="utf-8")
     toy = tiny.arguments(
@@ -27,30 +80,104 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_file, pictu
     output = tmp_path / "输出 out"
     run = tiny.arguments(
         tiny_file, pictures, output, network_args=["module_dropout=0.5"], sample_prompts=prompts, before_after=True,
-        save_state=True, sample_every_n_epochs=1,
+        save_state=True, sample_every_n_epochs=1, console_log_file=tmp_path / "log.txt", cache_latents_to_disk=True,
+        logging_dir=tmp_path / "curves",
     )  # fmt: skip
-    given = {"toy": [*toy, "--ddp_timeout", "7"], "run": run, "facts": str(tmp_path / "facts.json")}
-    (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    words = [*LAUNCH, "--num_processes", "2", "--mixed_precision", "no", "-m", "tests.two_processes"]
-    done = subprocess.run(
-        [sys.executable, *words, str(tmp_path / "given.json")],
-        cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-
-    facts = json.loads((tmp_path / "facts.json").read_text(encoding="utf-8"))
+    facts, others, said = in_two_processes({"toy": [*toy, "--ddp_timeout", "7"], "runs": [run]}, tmp_path)
     first, second = torch.tensor(facts["weights"])
     assert torch.equal(first, second)
-    alone, _ = toy_weights([*toy, "--gradient_accumulation_steps", "2"])
+    alone, _ = toy_weights([*toy, "--train_batch_size", "2"])
     torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-6)
     assert facts["timeout"] == 7 * 60
 
     names = sorted(path.name for path in output.iterdir())
     assert names == ["before_after.png", "lora-state", "lora.safetensors", "sample"]
     assert len(list((output / "sample").iterdir())) == 1
-    assert (output / "lora-state" / "random_states_1.pkl").is_file()
     assert json.loads((output / "lora-state" / "train_state.json").read_text())["current_step"] == 4
     weights = load_file(output / "lora.safetensors")
     assert any(value.any() for name, value in weights.items() if "lora_up" in name)
-    assert done.stdout.count("learning rate") == 1, "the table is for one process to print"
+    assert said.count("learning rate") == 1, "the table is for one process to print"
+
+    written, elsewhere = (files_of(found["written"], tmp_path) for found in (facts, others))
+    caches = [path for path in written + elsewhere if path.suffix == ".npz"]
+    assert len(caches) == len(set(caches)) == 4, "each picture's latents are written once"
+    assert {path.suffix for path in elsewhere} == {".npz"}, "all else is written by the main process"
+    assert {output / "lora.safetensors", output / "before_after.png", tmp_path / "log.txt"} <= set(written)
+
+
+EVERYTHING_RANDOM = dict(
+    cache_latents=False, color_aug=True, flip_aug=True, random_crop=True, shuffle_caption=True,
+    caption_dropout_rate=0.2, noise_offset=0.1, noise_offset_random_strength=True, adaptive_noise_scale=0.1,
+    multires_noise_iterations=3, ip_noise_gamma=0.1, ip_noise_gamma_random_strength=True, min_snr_gamma=5,
+    lr_scheduler="cosine", lr_warmup_steps=2, max_train_epochs=3, gradient_accumulation_steps=2,
+)  # fmt: skip
+
+
+def test_what_is_random_is_the_same_and_a_run_resumes_on_another_number_of_processes(
+    tiny_folder, uneven_pictures, tmp_path
+):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 64 --h 64 --s 2\n", encoding="utf-8")
+
+    def arguments(name: str, train_batch_size: int, **more: object) -> list[str]:
+        common = dict(save_state=True, save_every_n_steps=3, train_batch_size=train_batch_size) | EVERYTHING_RANDOM
+        return tiny.arguments(tiny_folder, uneven_pictures, tmp_path / name, **common | more)
+
+    curve = dict(logging_dir=tmp_path / "curve of one")
+    train(arguments("one", 2, **curve))
+    state = "lora-step00000003-state"
+    shared = arguments("two", 1, sample_prompts=prompts, sample_every_n_steps=2, logging_dir=tmp_path / "curve of two")
+    later = arguments("two after one", 1, resume=tmp_path / "one" / state)
+    config = ("--config_file", str(CONFIGS / "two_gpus.yaml"))
+    in_two_processes({"runs": [shared, later]}, tmp_path, config)
+    train(arguments("one after two", 2, resume=tmp_path / "two" / state))
+    wanted = tmp_path / "one" / "lora.safetensors"
+    for name in ("two", "two after one", "one after two"):
+        assert_weights_near(tmp_path / name / "lora.safetensors", wanted)
+    one, two = scalars(tmp_path / "curve of one"), scalars(tmp_path / "curve of two")
+    assert len(one["lr/unet"]) == 6
+    for tag in ("loss/current", "lr/unet", "loss/epoch_average"):
+        assert two[tag] == pytest.approx(one[tag], rel=1e-4)
+
+
+VARIANTS = {
+    "latents on disk": dict(cache_latents_to_disk=True, flip_aug=True, gradient_checkpointing=True),
+    "text encoder frozen": dict(network_train_unet_only=True, gradient_accumulation_steps=3, loss_type="huber"),
+    "8 bit": dict(optimizer_type="AdamW8bit", validation_split=0.2),
+    "convolutions": dict(network_args=["conv_dim=2"], noise_offset=0.1, adaptive_noise_scale=0.5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_variants_train_the_same(family, num_processes, uneven_pictures, tmp_path):
+    """With three processes a batch of two pictures leaves one without any."""
+    model = tiny.write_file(tmp_path / "model.safetensors", kind=family)
+
+    def arguments(name: str, variant: str, train_batch_size: int) -> list[str]:
+        common = dict(max_train_epochs=3, shuffle_caption=True, train_batch_size=train_batch_size)
+        return tiny.arguments(model, uneven_pictures, tmp_path / variant / name, **common | VARIANTS[variant])
+
+    runs = [arguments("shared", variant, 1) for variant in VARIANTS]
+    launch = [str(num_processes) if word == "2" else word for word in FLAGS]
+    in_two_processes({"runs": runs}, tmp_path, launch)
+    for variant in VARIANTS:
+        train(arguments("alone", variant, num_processes))
+        files = [tmp_path / variant / name / "lora.safetensors" for name in ("shared", "alone")]
+        assert_weights_near(*files)
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_process(tiny_file, uneven_pictures, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = ("--main_process_ip", "127.0.0.1", "--main_process_port", port, "--num_processes", "2")
+    config = ("--config_file", str(CONFIGS / "two_machines.yaml"), *here)
+    shared = tiny.arguments(tiny_file, uneven_pictures, tmp_path / "shared", max_train_epochs=2)
+    launched = [start((*config, "--machine_rank", rank), ["train_network.py", *shared]) for rank in "01"]
+    for one in launched:
+        finish(one)
+    train(tiny.arguments(tiny_file, uneven_pictures, tmp_path / "alone", max_train_epochs=2, train_batch_size=2))
+    assert_weights_near(*(tmp_path / name / "lora.safetensors" for name in ("shared", "alone")))

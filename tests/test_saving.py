@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
@@ -20,7 +19,7 @@ from library.network_files import read_weights, write_weights
 from library.options.cli import read_options
 from library.options.derived import optimizer_name
 from library.options.groups import SavingOptions, TrainNetworkOptions
-from library.recipes.network import first_state, restore
+from library.recipes.network import first_state
 from library.training.metadata import TrainingMetadata, file_hashes, model_hashes
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan, step_plan
@@ -31,7 +30,6 @@ from library.training.saving import (
     read_state,
     remove_checkpoint,
     remove_state,
-    save_state,
     step_to_remove,
 )
 from tests import tiny
@@ -173,21 +171,6 @@ def test_state_that_is_not_whole_is_a_mistake(text, tmp_path):
         (tmp_path / "train_state.json").write_text(text)
     with pytest.raises(UserError, match="--resume: .* is no whole state"):
         read_state(tmp_path)
-
-
-def test_random_numbers_go_on_where_the_state_knows_the_process_and_start_from_the_seed_where_not(tmp_path):
-    accelerator, folder, state = Accelerator(cpu=True), tmp_path / "a-state", LoopState(seed=7)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    torch.manual_seed(1)
-    save_state(accelerator, folder, state)
-    wanted = torch.rand(3)
-    restore(accelerator, optimizer, state, folder)
-    assert torch.equal(torch.rand(3), wanted)
-    (folder / "random_states_0.pkl").unlink()  # as for the second process of a run that was saved by one
-    restore(accelerator, optimizer, state, folder)
-    fresh = torch.rand(3)
-    restore(accelerator, optimizer, state, None)
-    assert torch.equal(torch.rand(3), fresh)
 
 
 # --- whole or not there ----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def options_of(argv: list[str]) -> TrainNetworkOptions:
     return read_options(TrainNetworkOptions, [*REQUIRED, "--learning_rate", "1", *argv])
 
 
-def build(argv: list[str], num_processes: int = 1):
+def build(argv: list[str]):
     """Schedule and optimizer, as training builds them.
 
     A schedule-free optimizer's package need not be installed: the schedule follows from the table's row.
@@ -37,7 +37,7 @@ def build(argv: list[str], num_processes: int = 1):
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
     else:
         optimizer, spec, _ = build_optimizer(options, groups)
-    return build_scheduler(options, optimizer, spec, NUM_STEPS, num_processes), optimizer
+    return build_scheduler(options, optimizer, spec, NUM_STEPS), optimizer
 
 
 def curve(scheduler, optimizer, count: int) -> list[float]:
@@ -52,7 +52,7 @@ def curve(scheduler, optimizer, count: int) -> list[float]:
 
 @pytest.mark.parametrize("row", CURVES.values(), ids=CURVES)
 def test_curve_is_kohyas(row):
-    scheduler, optimizer = build(row["argv"], row["num_processes"])
+    scheduler, optimizer = build(row["argv"])
     assert curve(scheduler, optimizer, len(row["lr_at_step"])) == pytest.approx(row["lr_at_step"], abs=2e-8)
     assert row["cls"] in (type(scheduler).__name__, "DummyScheduler")
 
@@ -76,7 +76,7 @@ def test_every_schedule_keeps_the_ratio_of_the_groups(name):
     options = options_of(["--lr_scheduler", name, *needed.get(name, [])])
     groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": rate} for rate in (1.0, 0.5)]
     optimizer = torch.optim.AdamW(groups, lr=1.0)
-    scheduler = build_scheduler(options, optimizer, OPTIMIZERS["AdamW"], NUM_STEPS, 1)
+    scheduler = build_scheduler(options, optimizer, OPTIMIZERS["AdamW"], NUM_STEPS)
     for _ in range(5):
         first, second = scheduler.get_last_lr()
         assert second == pytest.approx(first / 2, abs=1e-7)
@@ -85,17 +85,15 @@ def test_every_schedule_keeps_the_ratio_of_the_groups(name):
 
 
 @pytest.mark.parametrize(
-    ("argv", "processes", "lengths"),
+    ("argv", "lengths"),
     [
-        (["--lr_warmup_steps", "4"], 1, (20, 4, 0)),
-        (["--lr_warmup_steps", "4"], 3, (60, 4, 0)),  # a count is not multiplied by the processes
-        (["--lr_warmup_steps", "0.25"], 3, (60, 15, 0)),  # a share is
-        (["--lr_warmup_steps", "10%", "--lr_decay_steps", "50%"], 1, (20, 2, 10)),
-        (["--lr_warmup_steps", "0.99"], 1, (20, 19, 0)),
+        (["--lr_warmup_steps", "4"], (20, 4, 0)),
+        (["--lr_warmup_steps", "10%", "--lr_decay_steps", "50%"], (20, 2, 10)),
+        (["--lr_warmup_steps", "0.99"], (20, 19, 0)),
     ],
 )
-def test_lengths_are_counts_or_shares_of_all_steps_of_all_processes(argv, processes, lengths):
-    found = horizon(options_of(["--lr_scheduler", "linear", *argv]), NUM_STEPS, processes)
+def test_lengths_are_counts_or_shares_of_all_steps(argv, lengths):
+    found = horizon(options_of(["--lr_scheduler", "linear", *argv]), NUM_STEPS)
     assert (found.total, found.warmup, found.decay) == lengths
     assert found.stable == found.total - found.warmup - found.decay
 

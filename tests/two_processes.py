@@ -1,11 +1,13 @@
-"""What test_processes.py runs in each of two processes: the loop on a toy of known gradients, then a whole run."""
+"""What test_processes.py runs in each of two processes: the loop on a toy of known gradients, then whole runs."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import PartialState
 from torch import Tensor, nn
 
 from library.dataset.dataset import TrainingDataset
@@ -65,15 +67,30 @@ def toy_weights(arguments: list[str]) -> tuple[Tensor, Accelerator]:
     return torch.cat([parameter.detach().flatten() for parameter in recipe.parameters()]), accelerator
 
 
+def watch_files(written: list[str]) -> None:
+    """Have every file that this process opens for writing, or puts in its place, added to the list."""
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            written.append(arguments[0])
+        elif event == "os.rename":
+            written.append(str(arguments[1]))
+
+    sys.addaudithook(hook)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    PartialState.destroy_process_group = lambda *_: None  # the next run needs it
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    weights, accelerator = toy_weights(given["toy"])
-    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
-    facts = {
-        "weights": accelerator.gather(weights[None]).tolist(),
-        "timeout": group.options._timeout.total_seconds(),
-    }
-    if accelerator.is_main_process:
-        Path(given["facts"]).write_text(json.dumps(facts), encoding="utf-8")
-    train(given["run"])
+    facts = {"written": []}
+    watch_files(facts["written"])
+    if "toy" in given:
+        weights, accelerator = toy_weights(given["toy"])
+        group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        facts["weights"] = accelerator.gather(weights[None]).tolist()
+        facts["timeout"] = group.options._timeout.total_seconds()
+    for arguments in given["runs"]:
+        train(arguments)
+    rank = os.environ["RANK"]
+    Path(f"{given['facts']}-{rank}.json").write_text(json.dumps(facts), encoding="utf-8")

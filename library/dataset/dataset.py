@@ -16,6 +16,7 @@ from library.dataset.captions import possible_captions
 from library.dataset.config import SubsetOptions
 from library.dataset.sampler import BucketSampler, Draw, sampler_of
 from library.dataset.scan import ScannedDataset
+from library.dataset.share import Share
 from library.dataset.text_cache import TextOutputs, WantedText, read_text
 from library.dataset.views import Views
 from library.families.base import Batch
@@ -35,6 +36,7 @@ class Example:
     target_size_hw: tuple[int, int]  # pixels
     conds: dict[str, Tensor] | None = None  # text encoder outputs as their file holds them, where they are cached
     preserves_output: bool = False  # whether the model without the network gives the target
+    share: Share | None = None  # of its process in the global batch
 
 
 class TrainingDataset(torch.utils.data.Dataset[Example]):
@@ -82,6 +84,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             target_size_hw=(choice.bucket_wh[1], choice.bucket_wh[0]),
             conds=self._conds(draw.index),
             preserves_output=subset.diff_output_preservation,
+            share=draw.share,
         )
 
     @property
@@ -95,7 +98,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         return sum(s.num_repeats for s in map(self._subset, range(len(self.repeats))) if s.is_reg)
 
     def sampler(self, gradient_accumulation_steps: int = 1, num_processes: int = 1) -> BucketSampler:
-        """The batches of every epoch, for a DataLoader's batch_sampler."""
+        """The batches of every epoch, each for all processes together."""
         settings = (self.seed, gradient_accumulation_steps, num_processes)
         return sampler_of(self.scanned, self.choices, self.repeats, *settings)
 
@@ -182,6 +185,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         crop_top_lefts=torch.tensor([example.crop_top_left for example in examples]),
         target_sizes_hw=torch.tensor([example.target_size_hw for example in examples]),
         preserved_rows=[row for row, example in enumerate(examples) if example.preserves_output],
+        share=examples[0].share,
     )
 
 

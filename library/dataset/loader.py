@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,26 +10,29 @@ from torch.utils.data import DataLoader
 
 from library.dataset.dataset import TrainingDataset
 from library.dataset.own_dataset import OwnDataset
-from library.dataset.sampler import BucketSampler, Draw
+from library.dataset.sampler import BucketSampler, Draw, derived_seed
+from library.dataset.share import share_of
 from library.errors import UserError
 from library.families.base import Batch
 
 
-class ShardedBatches:
-    """The batches of a sampler that fall to this process; every process gets equally many."""
+class SharedBatches:
+    """The part of this process in each batch of a sampler."""
 
     def __init__(self, sampler: BucketSampler, num_processes: int, rank: int):
         self.sampler, self.num_processes, self.rank = sampler, num_processes, rank
-        self.start = 0  # batches of this process to leave out of the epoch; a DataLoader may iterate twice
+        self.start = 0  # batches to leave out of the epoch; a DataLoader may iterate twice
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.num_processes)
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        batches = list(self.sampler)
-        padding = len(self) * self.num_processes - len(batches)
-        mine = (batches + batches[:padding])[self.rank :: self.num_processes]
-        return iter(mine[self.start :])
+        epoch = self.sampler.epoch
+        for number, draws in enumerate(self.sampler):
+            if number >= self.start:
+                seed = derived_seed(self.sampler.seed, epoch, "batch", number)
+                share = share_of(self.rank, self.num_processes, len(draws), seed)
+                yield [replace(draw, share=share) for draw in draws[share.first : share.stop]]
 
 
 def build_loader(

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from library.dataset.buckets import BucketChoice
-from library.dataset.sampler import BucketSampler, Draw
+from library.dataset.sampler import BucketSampler, Draw, derived_seed
 from library.dataset.scan import ScannedDataset
+from library.dataset.share import Share
 from library.errors import UserError
 from library.families.base import Batch
 
@@ -42,7 +44,7 @@ class OwnDataset(torch.utils.data.Dataset[Batch]):
                 getattr(self.own, method)(value)
         with randomness_of(draw.seed):
             item = self.own[draw.index]
-        return self._batch(item, draw.index)
+        return replace(self._batch(item, draw.index), share=draw.share and whole_batch(draw.share))
 
     @property
     def num_train_images(self) -> int:
@@ -53,7 +55,7 @@ class OwnDataset(torch.utils.data.Dataset[Batch]):
         return getattr(self.own, "num_reg_images", 0)
 
     def sampler(self, gradient_accumulation_steps: int = 1, num_processes: int = 1) -> BucketSampler:
-        """The items in an order that depends on seed and epoch alone; each is a batch."""
+        """The items in an order that depends on seed and epoch alone; a batch is one of them for each process."""
         count = len(self)
         return BucketSampler([0] * count, [1] * count, 1, self.seed, gradient_accumulation_steps, num_processes)
 
@@ -94,6 +96,11 @@ class OwnDataset(torch.utils.data.Dataset[Batch]):
             crop_top_lefts=sizes("crop_top_lefts", torch.zeros_like(whole)),
             target_sizes_hw=sizes("target_sizes_hw", whole),
         )
+
+
+def whole_batch(share: Share) -> Share:
+    """The share of a process whose item, one row of the global batch, is a batch with randomness of its own."""
+    return Share(derived_seed(share.seed, share.first), 1, 0, 1, share.weight)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from library.dataset.buckets import BucketChoice
 from library.dataset.scan import ScannedDataset
+from library.dataset.share import Share
 
 
 @dataclass(frozen=True)
@@ -18,19 +19,21 @@ class Draw:
     seed: int  # of everything random about this draw
     epoch: int  # from 1
     step: int  # optimizer step, from 0
+    share: Share | None = None  # of the process that takes it; None outside of training
 
 
 class BucketSampler:
     """Batches of draws, each from one bucket, in an order that depends on seed and epoch alone.
 
-    For a DataLoader's batch_sampler. The last batch of a bucket may be short.
+    Several processes share each batch, so it has `num_processes` times the batch size, as that of one process would.
+    The last batch of a bucket may be short.
     """
 
     def __init__(
         self,
         bucket_of: Sequence[Hashable],
         repeats: Sequence[int],
-        batch_size: int | Sequence[int],  # one for all, or one a record
+        batch_size: int | Sequence[int],  # in each process: one for all, or one a record
         seed: int,
         gradient_accumulation_steps: int = 1,
         num_processes: int = 1,
@@ -40,9 +43,10 @@ class BucketSampler:
         for index, (bucket, num_repeats) in enumerate(zip(bucket_of, repeats, strict=True)):
             if num_repeats:
                 self.members.setdefault(bucket, []).extend([index] * num_repeats)
-                self.num_per_batch[bucket] = batch_size if isinstance(batch_size, int) else batch_size[index]
+                in_process = batch_size if isinstance(batch_size, int) else batch_size[index]
+                self.num_per_batch[bucket] = in_process * num_processes
         self.seed = seed
-        self.batches_per_step = gradient_accumulation_steps * num_processes
+        self.batches_per_step = gradient_accumulation_steps
         self.epoch = 1
 
     def set_epoch(self, epoch: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from library.dataset.share import Share
 from library.families.blocks import BlockLayout
 from library.families.vae import Vae
 
@@ -31,6 +32,7 @@ class Batch:
     crop_top_lefts: Tensor  # [B, 2] pixels
     target_sizes_hw: Tensor  # [B, 2] pixels
     preserved_rows: list[int] = field(default_factory=list)  # whose target is the model's output without the network
+    share: Share | None = None  # what these rows are of the global batch; None outside of training
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its pictures, latents, masks and weights on the device; sizes stay where they are."""

@@ -1,5 +1,7 @@
 """The VAE of a model as training asks it: pictures to latents, and back for previews."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -14,9 +16,15 @@ class Vae:
         self.scale = scale  # of latents as the U-Net sees them
         self.device = device
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents [B, C, h, w], not scaled, sampled from the posterior of images [B, 3, H, W] in [-1, 1]."""
-        return self._posterior(images).sample().float()
+    def encode(self, images: Tensor, noise_like: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Latents [B, C, h, w], not scaled, sampled from the posterior of images [B, 3, H, W] in [-1, 1].
+
+        `noise_like` draws standard normal noise in the shape and number format of the mean; torch's own is the default.
+        """
+        posterior = self._posterior(images)
+        if noise_like is None:
+            return posterior.sample().float()
+        return (posterior.mean + posterior.std * noise_like(posterior.mean)).float()
 
     def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, [B, C, h, w] each, of what `encode` samples from."""

@@ -538,12 +538,18 @@ class PrecisionOptions(OptionGroup):
     mem_eff_attn: bool = option(False, "use a slow attention that needs little memory")
     torch_compile: bool = option(False, "compile the U-Net with torch.compile")
     dynamo_backend: str = option("inductor", "backend of --torch_compile", choices=DYNAMO_BACKENDS)
+    deterministic: bool = option(False, "two runs on the same machine give the same bits; may be slower; needs --seed")
 
     def check(self) -> list[str]:
+        advice = "it does not promise the same bits every time"
         return [
-            f"--full_{name} needs --mixed_precision {name}, got {self.mixed_precision}"
-            for name in ("fp16", "bf16")
-            if getattr(self, f"full_{name}") and self.mixed_precision != name
+            *conflict(self, "deterministic", "xformers", advice),
+            *conflict(self, "deterministic", "torch_compile", advice),
+            *(
+                f"--full_{name} needs --mixed_precision {name}, got {self.mixed_precision}"
+                for name in ("fp16", "bf16")
+                if getattr(self, f"full_{name}") and self.mixed_precision != name
+            ),
         ]
 
 
@@ -643,7 +649,13 @@ class TrainNetworkOptions(
             *self._check_something_trains(),
             *self._check_text_cache(),
             *self._check_resume(),
+            *self._check_deterministic(),
         ]
+
+    def _check_deterministic(self) -> list[str]:
+        if self.deterministic and self.seed is None and not self.resume:
+            return ["--deterministic needs --seed, for example 42: without it every run draws its own"]
+        return []
 
     def _check_resume(self) -> list[str]:
         if not self.resume_from_huggingface:

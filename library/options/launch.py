@@ -3,7 +3,12 @@
 import os
 from typing import Any
 
-OTHER_ENGINES = {"DEEPSPEED": "DeepSpeed", "FSDP": "FSDP", "MEGATRON_LM": "Megatron-LM"}
+OTHER_ENGINES = {
+    "DEEPSPEED": "DeepSpeed",
+    "FSDP": "FSDP",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "a parallelism of its own (parallelism_config)",
+}
 
 
 def launch_problems() -> list[str]:

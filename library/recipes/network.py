@@ -29,6 +29,7 @@ from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.training import saving
 from library.training.caching import cache_latents, cache_text
+from library.training.deterministic import same_bits
 from library.training.loop import run
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
@@ -64,7 +65,8 @@ OUT_OF_MEMORY = (
 def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     """Train and return the path of the network's file."""
     try:
-        return _train_network(options, checked)
+        with same_bits(options):
+            return _train_network(options, checked)
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory(OUT_OF_MEMORY) from error
 
@@ -75,17 +77,18 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     arguments = network_arguments(options)
     check_arguments(algorithm, options, arguments)
     check_optimizer_arguments(options)
-    check_schedule(options, plan.max_train_steps, plan.num_processes)
+    check_schedule(options, plan.max_train_steps)
     state = first_state(options, plan, checked.resume)
     accelerator = start_accelerator(options, state)
 
     family = load_family(options, checked.family, accelerator.device)
+    torch.manual_seed(state.seed)  # the network begins the same, whatever loading has drawn
     network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
     groups = trained_groups(network, options)
     parts = trained_parts(network, groups)
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
-    scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps, plan.num_processes)
+    scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps)
 
     dataset, held_out = build_datasets(options, checked, state.seed)
     datasets = [dataset] if held_out is None else [dataset, held_out]
@@ -183,11 +186,7 @@ def prepare_unet(family: ModelFamily, options: TrainNetworkOptions) -> None:
 
 
 def restore(accelerator: Accelerator, optimizer: Optimizer, state: LoopState, folder: Path | None) -> None:
-    """Go on from a state, or from the seed; whatever has drawn random numbers before changes nothing after this.
-
-    Each process draws noise of its own, also one more than the state was saved by.
-    """
-    torch.manual_seed(state.seed + accelerator.process_index)
+    """Go on from a state; its random generators need not be there, as training seeds its own for every batch."""
     if folder:
         saving.load_state(accelerator, optimizer, folder)
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
@@ -219,7 +218,7 @@ def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | Non
 
 def at_batch_start(state: LoopState, plan: StepPlan) -> LoopState:
     """The same place, told as the beginning of the next epoch where the running one is finished."""
-    if state.batch >= plan.batches_per_process:
+    if state.batch >= plan.batches_per_epoch:
         return LoopState(state.epoch + 1, state.step, 0, state.seed)
     return state
 

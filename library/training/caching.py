@@ -19,6 +19,7 @@ from library.dataset.dataset import TrainingDataset
 from library.errors import UserError, counted, quoted_list
 from library.families.base import ModelFamily
 from library.options.groups import DatasetOptions
+from library.training.randomness import noise_of_pictures
 from library.training.vae_check import VaeCheck
 
 logger = logging.getLogger(__name__)
@@ -141,8 +142,9 @@ def encoded(
     with tqdm(total=len(indices), desc="caching latents", unit="pictures", disable=hidden) as bar:
         for batch in batches_of_one_size(dataset, indices, batch_size):
             images = torch.stack([dataset.image(index) for index in batch])
-            latents = family.vae.encode(images)
-            flipped = family.vae.encode(images.flip(-1)) if flips(dataset, batch[0]) else None
+            latents = family.vae.encode(images, noise_of_pictures(dataset.seed, batch, "upright"))
+            mirrored_noise = noise_of_pictures(dataset.seed, batch, "mirrored")
+            flipped = family.vae.encode(images.flip(-1), mirrored_noise) if flips(dataset, batch[0]) else None
             both = latents if flipped is None else torch.cat([latents, flipped], dim=1)
             are_finite = both.isfinite().flatten(1).all(dim=1).tolist()  # one wait for the device a batch
             mirrored = [None] * len(batch) if flipped is None else flipped

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from library.families.base import Batch, ModelFamily
 from library.options.groups import DenoisingOptions
+from library.training.randomness import BatchRandomness
 
 NUM_TIMESTEPS = 1000
+TORCHS_OWN = BatchRandomness()
 MAX_SNR = 1000.0  # the SNR of the first steps is without bound; weights stop here
 
 
@@ -32,12 +34,13 @@ class Ddpm:
         self.signal = alphas_cumprod.sqrt().to(device)  # [T]
         self.sigma = (1 - alphas_cumprod).sqrt().to(device)  # [T]
 
-    def sample_timesteps(self, count: int) -> Tensor:
+    def sample_timesteps(self, count: int, randomness: BatchRandomness = TORCHS_OWN) -> Tensor:
         """[B] uniform in [min_timestep, max_timestep), drawn on the CPU so that every device draws the same."""
         low, high = self.options.min_timestep or 0, self.options.max_timestep or NUM_TIMESTEPS
         if low >= high:
             return torch.full((count,), min(high, NUM_TIMESTEPS - 1), device=self.device)
-        return torch.randint(low, high, (count,)).to(self.device, non_blocking=True)
+        drawn = torch.randint(low, high, (randomness.size(count),), generator=randomness.cpu_generator)
+        return randomness.rows(drawn).to(self.device, non_blocking=True)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise (arXiv:2006.11239, Eq. 4)."""
@@ -94,48 +97,51 @@ def with_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return ((signal - last) * first / (first - last)) ** 2
 
 
-def sample_noise(latents: Tensor, options: DenoisingOptions) -> Tensor:
+def sample_noise(latents: Tensor, options: DenoisingOptions, randomness: BatchRandomness = TORCHS_OWN) -> Tensor:
     """Noise [B, C, h, w] with the offset and the pyramid of resolutions that are on; all of it is the target."""
-    noise = torch.randn_like(latents)
+    noise = randomness.normal_for_all(latents)  # [N, C, h, w], N rows of the global batch
     if options.noise_offset:
-        noise = noise + offset_noise(latents, options)
+        noise = noise + offset_noise(latents, options, randomness)
     if options.multires_noise_iterations:
-        noise = pyramid_noise(noise, options.multires_noise_iterations, options.multires_noise_discount)
-    return noise
+        levels = options.multires_noise_iterations, options.multires_noise_discount
+        noise = pyramid_noise(noise, *levels, randomness)
+    return randomness.rows(noise)
 
 
-def offset_noise(latents: Tensor, options: DenoisingOptions) -> Tensor:
-    """One number per sample and channel [B, C, 1, 1], `noise_offset` strong."""
-    strength = torch.full_like(latents[:, :, :1, :1], options.noise_offset)
+def offset_noise(latents: Tensor, options: DenoisingOptions, randomness: BatchRandomness = TORCHS_OWN) -> Tensor:
+    """One number per sample of the global batch and channel [N, C, 1, 1], `noise_offset` strong."""
+    noise = randomness.normal_for_all(latents[:, :, :1, :1])
+    strength = torch.full_like(noise, options.noise_offset)
     if options.noise_offset_random_strength:
-        strength = strength * torch.rand(1, device=latents.device)
+        strength = strength * randomness.uniform(latents.device)
     if options.adaptive_noise_scale:
-        mean = latents.mean(dim=(2, 3), keepdim=True).abs()
+        mean = randomness.of_all(latents.mean(dim=(2, 3), keepdim=True)).abs()
         strength = (strength + options.adaptive_noise_scale * mean).clamp(min=0)
-    return strength * torch.randn_like(strength)
+    return strength * noise
 
 
-def pyramid_noise(noise: Tensor, iterations: int, discount: float) -> Tensor:
-    """Noise plus coarser noises, each `discount` times weaker, scaled back to unit variance."""
+def pyramid_noise(noise: Tensor, iterations: int, discount: float, randomness: BatchRandomness = TORCHS_OWN) -> Tensor:
+    """Noise of the global batch plus coarser noises, each `discount` times weaker, scaled back to unit variance."""
     height, width = noise.shape[-2:]
     for level in range(iterations):
-        ratio = 2 + 2 * torch.rand(1).item()  # drawn on the CPU: no wait for the device
+        ratio = 2 + 2 * torch.rand(1, generator=randomness.cpu_generator).item()  # no wait for the device
         size = max(1, int(height / ratio**level)), max(1, int(width / ratio**level))
-        coarse = torch.randn(*noise.shape[:2], *size, device=noise.device, dtype=noise.dtype)
+        shape = *noise.shape[:2], *size
+        coarse = torch.randn(shape, generator=randomness.generator, device=noise.device, dtype=noise.dtype)
         noise = noise + F.interpolate(coarse, size=(height, width), mode="bilinear") * discount**level
         if 1 in size:
             break
     return noise / noise.std()
 
 
-def perturbed_noise(noise: Tensor, options: DenoisingOptions) -> Tensor:
+def perturbed_noise(noise: Tensor, options: DenoisingOptions, randomness: BatchRandomness = TORCHS_OWN) -> Tensor:
     """The noise that goes into the input while the target stays: input perturbation (arXiv:2301.11706, Eq. 7)."""
     if not options.ip_noise_gamma:
         return noise
     gamma = options.ip_noise_gamma
     if options.ip_noise_gamma_random_strength:
-        gamma = gamma * torch.rand(1, device=noise.device)
-    return noise + gamma * torch.randn_like(noise)
+        gamma = gamma * randomness.uniform(noise.device)
+    return noise + gamma * randomness.normal_like(noise)
 
 
 def elementwise_loss(prediction: Tensor, target: Tensor, huber_c: Tensor | None, loss_type: str) -> Tensor:
@@ -149,9 +155,12 @@ def elementwise_loss(prediction: Tensor, target: Tensor, huber_c: Tensor | None,
     return c * pseudo if loss_type == "huber" else pseudo
 
 
-def scaled_latents(family: ModelFamily, batch: Batch) -> Tensor:
+def scaled_latents(family: ModelFamily, batch: Batch, randomness: BatchRandomness = TORCHS_OWN) -> Tensor:
     """[B, C, h, w] as the U-Net sees them, encoded now where they are not cached."""
-    return (family.vae.encode(batch.images) if batch.latents is None else batch.latents) * family.vae.scale
+    latents = batch.latents
+    if latents is None:
+        latents = family.vae.encode(batch.images, randomness.normal_like)
+    return latents * family.vae.scale
 
 
 def resized_masks(masks: Tensor, loss: Tensor) -> Tensor:
@@ -165,18 +174,19 @@ def denoising_loss(
     batch: Batch,
     timesteps: Tensor | None = None,
     network_off: Callable[[], AbstractContextManager] = nullcontext,
+    randomness: BatchRandomness = TORCHS_OWN,
 ) -> Tensor:
     """The weighted loss of each sample, [B]; the caller takes the mean.
 
     `network_off` switches the network off while rows are predicted whose output is to be preserved.
     """
     options = objective.options
-    latents = scaled_latents(family, batch)
+    latents = scaled_latents(family, batch, randomness)
     conds = family.conds(batch)
-    noise = sample_noise(latents, options)
+    noise = sample_noise(latents, options, randomness)
     if timesteps is None:
-        timesteps = objective.sample_timesteps(len(latents))
-    noisy = objective.add_noise(latents, perturbed_noise(noise, options), timesteps)
+        timesteps = objective.sample_timesteps(len(latents), randomness)
+    noisy = objective.add_noise(latents, perturbed_noise(noise, options, randomness), timesteps)
     prediction = family.predict(noisy, timesteps, conds, batch)
     target = objective.target(latents, noise, timesteps)
     if rows := batch.preserved_rows:

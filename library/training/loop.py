@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from library.dataset.dataset import TrainingDataset
-from library.dataset.loader import ShardedBatches, batches_of, build_loader
+from library.dataset.loader import SharedBatches, batches_of, build_loader
 from library.dataset.sampler import BucketSampler
 from library.families.base import Batch
 from library.options.groups import TrainNetworkOptions
@@ -87,9 +87,9 @@ def run(
     validation: Validation | None = None,
 ) -> LoopState:
     """Train from `state` to the end of the plan; returns where it ended."""
-    batches = ShardedBatches(sampler, accelerator.num_processes, accelerator.process_index)
+    batches = SharedBatches(sampler, accelerator.num_processes, accelerator.process_index)
     loader = build_loader(dataset, batches, options, accelerator.device)
-    losses = LossRecorder(plan.batches_per_process)
+    losses = LossRecorder(plan.batches_per_epoch)
     bar = tqdm(
         total=plan.max_train_steps,
         initial=state.step,
@@ -102,11 +102,11 @@ def run(
         batches.start = state.batch
         for batch in batches_of(loader):
             recipe.training_mode()
-            loss = recipe.loss(batch.to(accelerator.device))
+            loss = recipe.loss(batch.to(accelerator.device)) * batch.share.weight
             accelerator.backward(loss / plan.accumulation)
             state.batch += 1
-            losses.add(loss)
-            if state.batch % plan.accumulation and state.batch < plan.batches_per_process:
+            losses.add(accelerator.reduce(loss.detach(), "mean"))
+            if state.batch % plan.accumulation and state.batch < plan.batches_per_epoch:
                 continue
             update(recipe.parameters(), optimizer, scheduler, accelerator, options.max_grad_norm)
             recipe.weights_updated()

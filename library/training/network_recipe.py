@@ -16,13 +16,14 @@ from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
 from library.pictures import write_picture
 from library.training import saving
-from library.training.denoising import Ddpm, denoising_loss
+from library.training.denoising import TORCHS_OWN, Ddpm, denoising_loss
 from library.training.hub import Uploads
 from library.training.metadata import TrainingMetadata
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan, save_every_n_epochs
 from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
+from library.training.randomness import BatchRandomness, TrainingRandomness
 from library.training.sampling import before_after_sheet, save_samples
 from library.training.saving import LoopState, OutputNames
 
@@ -49,6 +50,7 @@ class NetworkRecipe:
         self.accelerator, self.options, self.metadata = accelerator, options, metadata
         self.prompts, self.plan = prompts, plan
         self.objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
+        self.randomness = TrainingRandomness(accelerator.device, accelerator.process_index)
         self.names = OutputNames(options)
         self.uploads = Uploads(options) if options.huggingface_repo_id else None
         self.group_names = [group["name"] for group in groups]
@@ -56,7 +58,7 @@ class NetworkRecipe:
         self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
 
     def loss(self, batch: Batch) -> Tensor:
-        return self._losses(batch).mean()
+        return self._losses(batch, randomness=self.randomness.begin(batch.share)).mean()
 
     def validation_losses(self, batch: Batch, timesteps: list[int]) -> Tensor:
         """The loss of each sample at each timestep, [T, B]."""
@@ -67,9 +69,11 @@ class NetworkRecipe:
             [self._losses(batch, torch.full((count,), t, device=self.accelerator.device)) for t in timesteps]
         )
 
-    def _losses(self, batch: Batch, timesteps: Tensor | None = None) -> Tensor:
+    def _losses(
+        self, batch: Batch, timesteps: Tensor | None = None, randomness: BatchRandomness = TORCHS_OWN
+    ) -> Tensor:
         with self.accelerator.autocast():
-            return denoising_loss(self.family, self.objective, batch, timesteps, self.network_off)
+            return denoising_loss(self.family, self.objective, batch, timesteps, self.network_off, randomness)
 
     @contextmanager
     def network_off(self) -> Iterator[None]:

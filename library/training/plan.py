@@ -10,30 +10,25 @@ from library.options.groups import LoopOptions, SavingOptions
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The arithmetic of a run; batches are counted in one process, steps are optimizer updates."""
+    """The arithmetic of a run; a batch is that of all processes together, steps are optimizer updates."""
 
     num_items: int  # pictures with their repeats, regularisation included
-    batches_per_epoch: int  # over all processes
+    batches_per_epoch: int
     num_processes: int
     accumulation: int
     num_epochs: int
     max_train_steps: int
 
     @property
-    def batches_per_process(self) -> int:
-        return ceil(self.batches_per_epoch / self.num_processes)
-
-    @property
     def steps_per_epoch(self) -> int:
-        return ceil(self.batches_per_process / self.accumulation)
+        return ceil(self.batches_per_epoch / self.accumulation)
 
     def sentence(self, batch_sizes: list[int]) -> str:
         """The arithmetic spelled out: "24 pictures with repeats / batch size 1 = 24 batches an epoch; ..."."""
         batches = counted(self.batches_per_epoch, "batch", "batches")
         sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
-        text = f"{counted(self.num_items, 'picture')} with repeats / batch size {sizes} = {batches}"
-        if self.num_processes > 1:
-            text += f" / {self.num_processes} processes = {self.batches_per_process}"
+        shared = f" x {self.num_processes} processes" if self.num_processes > 1 else ""
+        text = f"{counted(self.num_items, 'picture')} with repeats / batch size {sizes}{shared} = {batches}"
         if self.accumulation > 1:
             text += f" / accumulation {self.accumulation} = {counted(self.steps_per_epoch, 'step')}"
         return f"{text} an epoch; {counted(self.num_epochs, 'epoch')}, {counted(self.max_train_steps, 'step')} in all"
@@ -50,9 +45,9 @@ def is_main_process() -> bool:
 
 
 def step_plan(options: LoopOptions, num_items: int, batches_per_epoch: int, processes: int) -> StepPlan:
-    """max_train_epochs decides where given, else max_train_steps."""
+    """max_train_epochs decides where given, else max_train_steps; batches are those of all processes together."""
     accumulation = options.gradient_accumulation_steps
-    steps_per_epoch = ceil(ceil(batches_per_epoch / processes) / accumulation)
+    steps_per_epoch = ceil(batches_per_epoch / accumulation)
     if options.max_train_epochs is not None:
         max_train_steps = options.max_train_epochs * steps_per_epoch
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -44,6 +44,7 @@ def build_accelerator(options: TrainNetworkOptions) -> Accelerator:
         mixed_precision=options.mixed_precision,
         dynamo_backend="no",  # not what the environment says: `compile_unet` compiles
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop accumulates
+        dataloader_config=DataLoaderConfiguration(split_batches=True),  # a schedule steps once, not once a process
         kwargs_handlers=process_group_settings(options),
     )
     if options.full_fp16:

@@ -84,14 +84,15 @@ def remove_state(path: Path) -> None:
 
 
 def save_state(accelerator: Accelerator, folder: Path, state: LoopState) -> None:
-    """Write weights, optimizer, schedule, scaler and random generators; the folder appears whole."""
+    """Write weights, optimizer, schedule, scaler and random generators; the folder appears whole.
+
+    The main process writes for all: the others have the same weights, and seed their generators at every batch.
+    """
     unfinished = folder.with_name(f".{folder.name}-unfinished")
-    if accelerator.is_main_process and unfinished.exists():
-        shutil.rmtree(unfinished)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        accelerator.save_state(str(unfinished))
         facts = {
             "current_epoch": state.epoch,
             "current_step": state.step,

@@ -18,7 +18,7 @@ from library.training.optimizers import OptimizerSpec, check_call
 
 @dataclass(frozen=True)
 class Horizon:
-    """The lengths a schedule is made of, in scheduler steps."""
+    """The lengths a schedule is made of, in optimizer steps."""
 
     total: int
     warmup: int
@@ -94,17 +94,16 @@ def build_adafactor_schedule(options: TrainNetworkOptions, optimizer: Optimizer,
     return schedules.AdafactorSchedule(optimizer, float(initial) if initial else options.learning_rate)
 
 
-def horizon(options: SchedulerOptions, max_train_steps: int, num_processes: int) -> Horizon:
-    """Steps of the schedule; accelerate takes `num_processes` of them at each optimizer step."""
-    total = max_train_steps * num_processes
+def horizon(options: SchedulerOptions, max_train_steps: int) -> Horizon:
+    """The lengths of the schedule; shares of the whole become steps."""
 
     def steps(value: int | float) -> int:
-        return int(value * total) if isinstance(value, float) else value
+        return int(value * max_train_steps) if isinstance(value, float) else value
 
-    return Horizon(total, steps(options.lr_warmup_steps), steps(options.lr_decay_steps))
+    return Horizon(max_train_steps, steps(options.lr_warmup_steps), steps(options.lr_decay_steps))
 
 
-def check_schedule(options: TrainNetworkOptions, max_train_steps: int, num_processes: int) -> None:
+def check_schedule(options: TrainNetworkOptions, max_train_steps: int) -> None:
     """UserError for a schedule that there is not, or arguments that it does not take, before there is an optimizer."""
     if chooses_own_rate(options):
         return
@@ -113,15 +112,11 @@ def check_schedule(options: TrainNetworkOptions, max_train_steps: int, num_proce
         check_call(scheduler_class(options.lr_scheduler_type), (None,), given, refusal(options.lr_scheduler_type))
     else:  # those of the table change nothing but the optimizer they are given
         stand_in = SGD([torch.zeros(1)], lr=options.learning_rate)
-        build_scheduler(options, stand_in, OptimizerSpec("torch.optim.SGD"), max_train_steps, num_processes)
+        build_scheduler(options, stand_in, OptimizerSpec("torch.optim.SGD"), max_train_steps)
 
 
 def build_scheduler(
-    options: TrainNetworkOptions,
-    optimizer: Optimizer,
-    spec: OptimizerSpec,
-    max_train_steps: int,
-    num_processes: int,
+    options: TrainNetworkOptions, optimizer: Optimizer, spec: OptimizerSpec, max_train_steps: int
 ) -> LRScheduler:
     """The schedule named by the options; optimizers that choose their own rate keep it."""
     if spec.schedule_free:
@@ -133,7 +128,7 @@ def build_scheduler(
     try:
         if options.lr_scheduler_type:
             return scheduler_class(options.lr_scheduler_type)(optimizer, **given)
-        lengths = horizon(options, max_train_steps, num_processes)
+        lengths = horizon(options, max_train_steps)
         return SCHEDULERS[options.lr_scheduler](optimizer, lengths, options, **given)
     except UserError:
         raise
