@@ -32,6 +32,7 @@ from library.options.derived import caches_text, chooses_own_rate, network_argum
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
 from library.options.launch import launch_problems, launch_warnings
+from library.options.places import in_place
 from library.training.hub import check_uploads, fetch_state
 from library.training.optimizers import check_optimizer, optimizer_warnings
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
@@ -137,7 +138,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # the first process says it for all
     warnings = warnings_for(options) + optimizer_warnings(options) + launch_warnings(options)
-    for warning in warnings + model_warnings(options, checked.checkpoint):
+    for warning in in_place(warnings + model_warnings(options, checked.checkpoint), options):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
     records, subsets = checked.scanned.records, checked.scanned.subsets

@@ -15,10 +15,11 @@ from library.options.fields import Flag, OptionGroup, flags_of
 from library.options.groups import ConfigOptions
 from library.options.honoured import refusals_for
 from library.options.imports import translate
+from library.options.places import COMMAND_LINE, in_place, subject, with_place
+from library.secrets import HIDDEN, hide
 
 logger = logging.getLogger(__name__)
 
-COMMAND_LINE = "command line"
 META_VARIABLES = {"int": "N", "float": "X", "int_or_float": "N", "str": "TEXT", "path": "PATH", "prompts": "PROMPTS"}
 ARGPARSE_MESSAGES = (  # argparse's words -> ours
     (r"^argument (--\w+): expected one argument$", r"\1 needs a value, none was given"),
@@ -49,7 +50,8 @@ class Reading:
             value = convert(flag, given.value)
         except Mismatch as mismatch:
             self.failed.add(name)
-            self.problems.append(f"{_place(name, given.source)} must be {mismatch}, got {_shown(given.value)}")
+            shown = HIDDEN if flag.is_secret else _shown(given.value)
+            self.problems.append(f"{_place(name, given.source)} must be {mismatch}, got {shown}")
             return
         self.values[name] = value
         self.sources.pop(name, None)
@@ -108,7 +110,7 @@ def _argparse_arguments(flag: Flag) -> dict[str, Any]:
 def _read_command_line(reading: Reading, words: list[str] | None, source: str = COMMAND_LINE) -> dict[str, Given]:
     """The flags among the words; None stands for those that the script was started with."""
     namespace, rest = build_parser(reading.options_type).parse_known_args(words)
-    reading.problems += [_with_place(problem, source) for problem in _problems_of_rest(rest, reading.flags)]
+    reading.problems += [with_place(problem, source) for problem in _problems_of_rest(rest, reading.flags)]
     given = {name: Given(value, source) for name, value in vars(namespace).items()}
     return _renamed(given, reading.flags)
 
@@ -162,13 +164,16 @@ def _read_inner_command_line(reading: Reading, words: Given) -> dict[str, Given]
     try:
         return _read_command_line(reading, words.value, words.source)
     except UserError as error:
-        raise UserError(*(_with_place(problem, words.source) for problem in error.problems)) from None
+        raise UserError(*(with_place(problem, words.source) for problem in error.problems)) from None
 
 
 def _renamed(given: dict[str, Given], flags: dict[str, Flag]) -> dict[str, Given]:
     renamed, notes = rename_aliases(given, flags)
     for note in notes:
         logger.warning(note)
+    for name, entry in renamed.items():
+        if name in flags and flags[name].is_secret:
+            hide(entry.value)
     return renamed
 
 
@@ -193,21 +198,7 @@ def _problems_of_values(options: OptionGroup, failed: Iterable[str]) -> list[str
     """What the groups' checks say; nothing about options that already have a problem."""
     checks = [group.check for group in type(options).__mro__ if "check" in vars(group)]
     problems = [problem for check in checks for problem in check(options)] + refusals_for(options)
-    return [_with_source(problem, options.sources) for problem in problems if _subject(problem) not in failed]
-
-
-def _subject(problem: str) -> str:
-    """The option that a sentence begins with."""
-    match = re.match(r"--(\w+)", problem)
-    return match[1] if match else ""
-
-
-def _with_source(problem: str, sources: dict[str, str]) -> str:
-    return _with_place(problem, sources.get(_subject(problem), COMMAND_LINE))
-
-
-def _with_place(problem: str, source: str) -> str:
-    return problem if source == COMMAND_LINE else f"{source}: {problem}"
+    return in_place((problem for problem in problems if subject(problem) not in failed), options)
 
 
 def _raise_if_any(problems: list[str]) -> None:
@@ -219,4 +210,6 @@ def _write_and_exit(options: OptionGroup, flags: dict[str, Flag]) -> NoReturn:
     path = config_path(options.config_file)
     write_config(options, flags, path)
     print(f"wrote the options to {path}")
+    for name in (name for name, flag in flags.items() if flag.is_secret and getattr(options, name)):
+        print(f"--{name} is secret and is not in the file: give it with each run, or log in once")
     raise SystemExit(0)
