@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from library.errors import UserError
@@ -16,6 +17,7 @@ from library.options.groups import ConfigOptions
 from library.options.honoured import refusals_for
 from library.options.imports import translate
 from library.options.places import COMMAND_LINE, in_place, subject, with_place
+from library.options.recorded import FORMAT, left_out_of_record, options_of_record
 from library.secrets import HIDDEN, hide
 
 logger = logging.getLogger(__name__)
@@ -132,6 +134,8 @@ def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
     path = config_path(config_file)
     try:
         given = read_config(path)
+        if FORMAT in given:
+            given = _read_record(given, reading.flags, path)
         translation = translate(given, reading.flags)
         if translation is not None:
             logger.warning(translation.report(str(path)))
@@ -157,6 +161,12 @@ def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
     else:
         for sentence in unknown:
             logger.warning("%s (ignored)", sentence)
+
+
+def _read_record(given: dict[str, Given], flags: dict[str, Flag], path: Path) -> dict[str, Given]:
+    for name in left_out_of_record(given):
+        logger.warning("%s: the run was given --%s, which no record keeps; give it again", path, name)
+    return options_of_record(given, flags)
 
 
 def _read_inner_command_line(reading: Reading, words: Given) -> dict[str, Given]:
