@@ -6,8 +6,10 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -60,18 +62,31 @@ class Preflight:
     resume: Path | None  # the state folder to go on from
 
 
-def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
-    """Check all that was given; a UserError names every problem found."""
-    problems = launch_problems()
+class Problems(list[str]):
+    """The problems found so far."""
 
-    def attempt(function, *arguments):
+    def attempt(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns; None where it raises a UserError, whose problems are kept."""
         try:
             return function(*arguments)
         except UserError as error:
-            problems.extend(error.problems)
+            self.extend(error.problems)
             return None
 
-    checkpoint = attempt(inspect_checkpoint, options.pretrained_model_name_or_path)
+
+def problems_of_files(options: TrainNetworkOptions, wanted_family: str | None = None) -> list[str]:
+    """What is wrong with all but the pictures, for options that have problems of their own."""
+    problems = Problems(launch_problems())
+    look_at_files(options, wanted_family, problems)
+    return problems
+
+
+def look_at_files(
+    options: TrainNetworkOptions, wanted_family: str | None, problems: Problems
+) -> tuple[CheckpointInfo | None, str | None, list[SamplePrompt]]:
+    """The base model, its family and the prompts, after a look at all that takes no time; options may be missing."""
+    attempt, path = problems.attempt, options.pretrained_model_name_or_path
+    checkpoint = attempt(inspect_checkpoint, path) if path else None
     family = attempt(family_of_kind, checkpoint, wanted_family) if checkpoint else None
     if checkpoint:
         attempt(check_clip_skip, options, checkpoint)
@@ -79,9 +94,9 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         attempt(check_vae, options.vae)
     if options.metadata_thumbnail:
         attempt(check_thumbnail, options.metadata_thumbnail)
-    problems.extend(check_writable("output_dir", options.output_dir))
-    if options.logging_dir:
-        problems.extend(check_writable("logging_dir", options.logging_dir))
+    for name in ("output_dir", "logging_dir"):
+        if folder := getattr(options, name):
+            problems.extend(check_writable(name, folder))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(options))
     weights = None
@@ -92,6 +107,14 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         attempt(check_network, path, "--base_weights", checkpoint, True)
     attempt(check_network_arguments, options, weights)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
+    return checkpoint, family, prompts
+
+
+def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
+    """Check all that was given; a UserError names every problem found."""
+    problems = Problems(launch_problems())
+    attempt = problems.attempt
+    checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
     if is_main_process():
         attempt(check_trackers, options)
     scanned = attempt(scan_dataset, options)

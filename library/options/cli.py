@@ -4,7 +4,7 @@ import argparse
 import difflib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -61,8 +61,15 @@ class Reading:
             self.sources[name] = given.source
 
 
-def read_options(options_type: type[Options], argv: list[str] | None = None) -> Options:
-    """The options of a run; a `UserError` names all that is wrong, and --output_config ends the script here."""
+def read_options(
+    options_type: type[Options],
+    argv: list[str] | None = None,
+    look_further: Callable[[Options], list[str]] | None = None,
+) -> Options:
+    """The options of a run; a `UserError` names all that is wrong, and --output_config ends the script here.
+
+    Where something is wrong, `look_further` says what else is, so that all comes in one list.
+    """
     reading = Reading(options_type, flags_of(options_type))
     command_line = _read_command_line(reading, argv)
     writes_config = "output_config" in command_line
@@ -76,7 +83,11 @@ def read_options(options_type: type[Options], argv: list[str] | None = None) -> 
         _raise_if_any(reading.problems + ConfigOptions.check(options))
         _write_and_exit(options, reading.flags)
     if reading.is_complete:
-        reading.problems += _problems_of_values(options, reading.failed)
+        found = _problems_of_values(options)
+        if look_further and (found or reading.problems):
+            told = {subject(problem) for problem in found} - {""}
+            found += [problem for problem in look_further(options) if subject(problem) not in told]
+        reading.problems += in_place((problem for problem in found if subject(problem) not in reading.failed), options)
     _raise_if_any(reading.problems)
     return options
 
@@ -204,11 +215,10 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _problems_of_values(options: OptionGroup, failed: Iterable[str]) -> list[str]:
-    """What the groups' checks say; nothing about options that already have a problem."""
+def _problems_of_values(options: OptionGroup) -> list[str]:
+    """What the groups' checks say."""
     checks = [group.check for group in type(options).__mro__ if "check" in vars(group)]
-    problems = [problem for check in checks for problem in check(options)] + refusals_for(options)
-    return in_place((problem for problem in problems if subject(problem) not in failed), options)
+    return [problem for check in checks for problem in check(options)] + refusals_for(options)
 
 
 def _raise_if_any(problems: list[str]) -> None:
