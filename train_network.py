@@ -4,12 +4,14 @@ accelerate launch train_network.py --config_file my_lora.toml
 """
 
 import logging
+from functools import partial
 
 from library.errors import run_script
 from library.logs import start_logging
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
-from library.preflight import preflight, report
+from library.options.places import problems_in_place
+from library.preflight import preflight, problems_of_files, report
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +21,13 @@ def train(argv: list[str] | None = None, family: str | None = None) -> None:
 
     The model's family is what the checkpoint says, which has to be `family` where that is given.
     """
-    options = read_options(TrainNetworkOptions, argv)
+    options = read_options(TrainNetworkOptions, argv, partial(problems_of_files, wanted_family=family))
+    with problems_in_place(options):
+        train_as_asked(options, family)
+
+
+def train_as_asked(options: TrainNetworkOptions, family: str | None = None) -> None:
+    """Check what the options name, say what will be done, and train."""
     start_logging(options)
     checked = preflight(options, family)
     report(options, checked)

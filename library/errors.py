@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from library.secrets import redacted
+
 logger = logging.getLogger(__name__)
 
 EXIT_BUG = 1
@@ -68,17 +70,17 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {redacted(problem)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(redacted(str(stopped)), file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         path = _write_traceback()
-        print(f"error: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {redacted(first_line(error))}", file=sys.stderr)
         print(f"This is not a mistake of yours that we know of; the traceback is in {path}", file=sys.stderr)
         sys.exit(EXIT_BUG)
 
@@ -86,5 +88,5 @@ def run_script(main: Callable[[], None]) -> None:
 def _write_traceback() -> Path:
     handle, name = tempfile.mkstemp(prefix="athanor-error-", suffix=".log")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        traceback.print_exc(file=file)
+        file.write(redacted(traceback.format_exc()))
     return Path(name)

@@ -7,11 +7,19 @@ import warnings
 from pathlib import Path
 
 from library.options.groups import LoggingOptions
+from library.secrets import redacted
 
 QUIET_LIBRARIES = (
     *("bitsandbytes", "diffusers", "transformers", "accelerate", "torch", "PIL", "matplotlib"),
     *("httpx", "httpx2", "huggingface_hub"),
 )
+
+
+class RedactingFormatter(logging.Formatter):
+    """Lines, and tracebacks where there are any, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 def start_logging(options: LoggingOptions) -> None:
@@ -22,7 +30,7 @@ def start_logging(options: LoggingOptions) -> None:
     if options.console_log_file and is_first:
         Path(options.console_log_file).absolute().parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
         level = max(level, logging.WARNING)
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -6,9 +6,11 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -33,6 +35,7 @@ from library.options.derived import caches_text, chooses_own_rate, network_argum
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
 from library.options.launch import launch_problems, launch_warnings
+from library.options.places import in_place
 from library.training.hub import check_uploads, fetch_state
 from library.training.optimizers import check_optimizer, optimizer_warnings
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
@@ -60,18 +63,31 @@ class Preflight:
     resume: Path | None  # the state folder to go on from
 
 
-def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
-    """Check all that was given; a UserError names every problem found."""
-    problems = launch_problems()
+class Problems(list[str]):
+    """The problems found so far."""
 
-    def attempt(function, *arguments):
+    def attempt(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns; None where it raises a UserError, whose problems are kept."""
         try:
             return function(*arguments)
         except UserError as error:
-            problems.extend(error.problems)
+            self.extend(error.problems)
             return None
 
-    checkpoint = attempt(inspect_checkpoint, options.pretrained_model_name_or_path)
+
+def problems_of_files(options: TrainNetworkOptions, wanted_family: str | None = None) -> list[str]:
+    """What is wrong with all but the pictures, for options that have problems of their own."""
+    problems = Problems(launch_problems())
+    look_at_files(options, wanted_family, problems)
+    return problems
+
+
+def look_at_files(
+    options: TrainNetworkOptions, wanted_family: str | None, problems: Problems
+) -> tuple[CheckpointInfo | None, str | None, list[SamplePrompt]]:
+    """The base model, its family and the prompts, after a look at all that takes no time; options may be missing."""
+    attempt, path = problems.attempt, options.pretrained_model_name_or_path
+    checkpoint = attempt(inspect_checkpoint, path) if path else None
     family = attempt(family_of_kind, checkpoint, wanted_family) if checkpoint else None
     if checkpoint:
         attempt(check_clip_skip, options, checkpoint)
@@ -79,9 +95,9 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         attempt(check_vae, options.vae)
     if options.metadata_thumbnail:
         attempt(check_thumbnail, options.metadata_thumbnail)
-    problems.extend(check_writable("output_dir", options.output_dir))
-    if options.logging_dir:
-        problems.extend(check_writable("logging_dir", options.logging_dir))
+    for name in ("output_dir", "logging_dir"):
+        if folder := getattr(options, name):
+            problems.extend(check_writable(name, folder))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(options))
     weights = None
@@ -92,6 +108,14 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         attempt(check_network, path, "--base_weights", checkpoint, True)
     attempt(check_network_arguments, options, weights)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
+    return checkpoint, family, prompts
+
+
+def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
+    """Check all that was given; a UserError names every problem found."""
+    problems = Problems(launch_problems())
+    attempt = problems.attempt
+    checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
     if is_main_process():
         attempt(check_trackers, options)
     scanned = attempt(scan_dataset, options)
@@ -138,7 +162,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # the first process says it for all
     warnings = warnings_for(options) + optimizer_warnings(options) + launch_warnings(options)
-    for warning in warnings + model_warnings(options, checked.checkpoint):
+    for warning in in_place(warnings + model_warnings(options, checked.checkpoint), options):
         logger.warning(warning)
     logger.info("base model: %s, a %s", checked.checkpoint.path, checked.checkpoint.description)
     records, subsets = checked.scanned.records, checked.scanned.subsets

@@ -1,5 +1,6 @@
 """Mistakes, as a user makes them on the command line: one sentence each, exit code 2, before torch is imported."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from library.options.convert import Mismatch, convert
+from library.options.fields import flags_of
+from library.options.groups import TrainNetworkOptions
+from library.preflight import problems_of_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,6 +206,45 @@ def test_all_mistakes_are_told_at_once(project):
     result = run("--config_file", "lora.toml", "--vae", "none.safetensors", "--train_batch_size", "0", cwd=project)
     assert result.returncode == 2
     assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) >= 2, result.stderr
+
+
+def test_mistakes_in_options_and_in_files_are_one_list_with_the_place_of_each(project):
+    make_refiner(project)
+    (project / "out").write_text("")
+    write_line(
+        project, 'train_batch_size = "many"\nnetwork_dim = 0\nvae = "none.ckpt"\nmetadata_thumbnail = "lora.toml"'
+    )
+    result = run("--config_file", "lora.toml", "--network_module", "networks.lorra", cwd=project)
+    assert result.returncode == 2
+    beginnings = [
+        "lora.toml:6: train_batch_size must be a whole number, got 'many'",
+        "lora.toml:8: --vae: there is no file or folder none.ckpt",
+        "lora.toml:7: --network_dim must be at least 1, got 0",
+        "lora.toml:4: --output_dir must be a folder",
+        "lora.toml:1: --pretrained_model_name_or_path: model.safetensors is a Stable Diffusion XL refiner",
+        "lora.toml:9: --metadata_thumbnail: lora.toml is no picture",
+        "--network_module: there is no network networks.lorra here",
+    ]
+    errors = [line.removeprefix("error: ") for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(beginnings), result.stderr
+    for error, beginning in zip(errors, beginnings, strict=True):
+        assert error.startswith(beginning)
+
+
+def test_mistakes_and_warnings_found_after_reading_have_their_place(project):
+    write_line(project, 'sample_every_n_steps = 5\nmetadata_thumbnail = "lora.toml"')
+    result = run("--config_file", "lora.toml", cwd=project)
+    assert "error: lora.toml:7: --metadata_thumbnail: lora.toml is no picture" in result.stderr
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", "a=b=c", ["x", "y"], True, "none.txt"])
+def test_files_are_looked_at_whatever_is_wrong_with_an_option(value, project, monkeypatch):
+    monkeypatch.chdir(project)
+    good = {"pretrained_model_name_or_path": "model.safetensors", "train_data_dir": "train", "output_dir": "out"}
+    for flag in flags_of(TrainNetworkOptions).values():
+        with contextlib.suppress(Mismatch):
+            options = TrainNetworkOptions(**good | {flag.name: convert(flag, value)})
+            assert isinstance(problems_of_files(options), list)
 
 
 def test_an_unknown_key_is_a_warning_for_a_drop_in(project):

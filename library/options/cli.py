@@ -4,8 +4,9 @@ import argparse
 import difflib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from library.errors import UserError
@@ -15,10 +16,12 @@ from library.options.fields import Flag, OptionGroup, flags_of
 from library.options.groups import ConfigOptions
 from library.options.honoured import refusals_for
 from library.options.imports import translate
+from library.options.places import COMMAND_LINE, in_place, subject, with_place
+from library.options.recorded import FORMAT, left_out_of_record, options_of_record
+from library.secrets import HIDDEN, hide
 
 logger = logging.getLogger(__name__)
 
-COMMAND_LINE = "command line"
 META_VARIABLES = {"int": "N", "float": "X", "int_or_float": "N", "str": "TEXT", "path": "PATH", "prompts": "PROMPTS"}
 ARGPARSE_MESSAGES = (  # argparse's words -> ours
     (r"^argument (--\w+): expected one argument$", r"\1 needs a value, none was given"),
@@ -49,7 +52,8 @@ class Reading:
             value = convert(flag, given.value)
         except Mismatch as mismatch:
             self.failed.add(name)
-            self.problems.append(f"{_place(name, given.source)} must be {mismatch}, got {_shown(given.value)}")
+            shown = HIDDEN if flag.is_secret else _shown(given.value)
+            self.problems.append(f"{_place(name, given.source)} must be {mismatch}, got {shown}")
             return
         self.values[name] = value
         self.sources.pop(name, None)
@@ -57,8 +61,15 @@ class Reading:
             self.sources[name] = given.source
 
 
-def read_options(options_type: type[Options], argv: list[str] | None = None) -> Options:
-    """The options of a run; a `UserError` names all that is wrong, and --output_config ends the script here."""
+def read_options(
+    options_type: type[Options],
+    argv: list[str] | None = None,
+    look_further: Callable[[Options], list[str]] | None = None,
+) -> Options:
+    """The options of a run; a `UserError` names all that is wrong, and --output_config ends the script here.
+
+    Where something is wrong, `look_further` says what else is, so that all comes in one list.
+    """
     reading = Reading(options_type, flags_of(options_type))
     command_line = _read_command_line(reading, argv)
     writes_config = "output_config" in command_line
@@ -72,7 +83,11 @@ def read_options(options_type: type[Options], argv: list[str] | None = None) -> 
         _raise_if_any(reading.problems + ConfigOptions.check(options))
         _write_and_exit(options, reading.flags)
     if reading.is_complete:
-        reading.problems += _problems_of_values(options, reading.failed)
+        found = _problems_of_values(options)
+        if look_further and (found or reading.problems):
+            told = {subject(problem) for problem in found} - {""}
+            found += [problem for problem in look_further(options) if subject(problem) not in told]
+        reading.problems += in_place((problem for problem in found if subject(problem) not in reading.failed), options)
     _raise_if_any(reading.problems)
     return options
 
@@ -108,7 +123,7 @@ def _argparse_arguments(flag: Flag) -> dict[str, Any]:
 def _read_command_line(reading: Reading, words: list[str] | None, source: str = COMMAND_LINE) -> dict[str, Given]:
     """The flags among the words; None stands for those that the script was started with."""
     namespace, rest = build_parser(reading.options_type).parse_known_args(words)
-    reading.problems += [_with_place(problem, source) for problem in _problems_of_rest(rest, reading.flags)]
+    reading.problems += [with_place(problem, source) for problem in _problems_of_rest(rest, reading.flags)]
     given = {name: Given(value, source) for name, value in vars(namespace).items()}
     return _renamed(given, reading.flags)
 
@@ -130,6 +145,8 @@ def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
     path = config_path(config_file)
     try:
         given = read_config(path)
+        if FORMAT in given:
+            given = _read_record(given, reading.flags, path)
         translation = translate(given, reading.flags)
         if translation is not None:
             logger.warning(translation.report(str(path)))
@@ -157,18 +174,27 @@ def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
             logger.warning("%s (ignored)", sentence)
 
 
+def _read_record(given: dict[str, Given], flags: dict[str, Flag], path: Path) -> dict[str, Given]:
+    for name in left_out_of_record(given):
+        logger.warning("%s: the run was given --%s, which no record keeps; give it again", path, name)
+    return options_of_record(given, flags)
+
+
 def _read_inner_command_line(reading: Reading, words: Given) -> dict[str, Given]:
     """Flags that stand in a file as the words of a command line."""
     try:
         return _read_command_line(reading, words.value, words.source)
     except UserError as error:
-        raise UserError(*(_with_place(problem, words.source) for problem in error.problems)) from None
+        raise UserError(*(with_place(problem, words.source) for problem in error.problems)) from None
 
 
 def _renamed(given: dict[str, Given], flags: dict[str, Flag]) -> dict[str, Given]:
     renamed, notes = rename_aliases(given, flags)
     for note in notes:
         logger.warning(note)
+    for name, entry in renamed.items():
+        if name in flags and flags[name].is_secret:
+            hide(entry.value)
     return renamed
 
 
@@ -189,25 +215,10 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _problems_of_values(options: OptionGroup, failed: Iterable[str]) -> list[str]:
-    """What the groups' checks say; nothing about options that already have a problem."""
+def _problems_of_values(options: OptionGroup) -> list[str]:
+    """What the groups' checks say."""
     checks = [group.check for group in type(options).__mro__ if "check" in vars(group)]
-    problems = [problem for check in checks for problem in check(options)] + refusals_for(options)
-    return [_with_source(problem, options.sources) for problem in problems if _subject(problem) not in failed]
-
-
-def _subject(problem: str) -> str:
-    """The option that a sentence begins with."""
-    match = re.match(r"--(\w+)", problem)
-    return match[1] if match else ""
-
-
-def _with_source(problem: str, sources: dict[str, str]) -> str:
-    return _with_place(problem, sources.get(_subject(problem), COMMAND_LINE))
-
-
-def _with_place(problem: str, source: str) -> str:
-    return problem if source == COMMAND_LINE else f"{source}: {problem}"
+    return [problem for check in checks for problem in check(options)] + refusals_for(options)
 
 
 def _raise_if_any(problems: list[str]) -> None:
@@ -219,4 +230,6 @@ def _write_and_exit(options: OptionGroup, flags: dict[str, Flag]) -> NoReturn:
     path = config_path(options.config_file)
     write_config(options, flags, path)
     print(f"wrote the options to {path}")
+    for name in (name for name, flag in flags.items() if flag.is_secret and getattr(options, name)):
+        print(f"--{name} is secret and is not in the file: give it with each run, or log in once")
     raise SystemExit(0)

@@ -10,12 +10,13 @@ import toml
 
 from library.errors import UserError
 from library.files import write_text_whole
-from library.options.fields import SECRETS, Flag
+from library.options.fields import Flag
+from library.secrets import hide_in_text
 
 KEY_LINE = re.compile(r"""\s*(?:[\w-]+\s*\.\s*)?(["']?)([\w-]+)\1\s*=""")
 JSON_KEY = re.compile(r'"([\w-]+)"\s*:')
 BACKSLASH_IN_DOUBLE_QUOTES = re.compile(r'"[^"]*\\[^"]*"')
-NEVER_WRITTEN = ("config_file", "output_config", *SECRETS)
+NEVER_WRITTEN = ("config_file", "output_config")  # beside secrets
 REASONS = (  # the parser's words -> ours
     (
         r"(?:invalid literal for int|could not convert string to float).*?: (.*)",
@@ -92,6 +93,7 @@ def parse_toml(path: Path | str, text: str) -> dict[str, Any]:
     try:
         values = toml.loads(text)
     except Exception as error:  # the parser raises IndexError, TypeError and more for some broken files
+        hide_in_text(text)  # the parser's words quote it
         line = getattr(error, "lineno", None)
         place = f"{path}:{line}" if line else str(path)
         reason = _plain_reason(error.msg) if isinstance(error, toml.TomlDecodeError) else "quotes or brackets are open"
@@ -154,7 +156,8 @@ def write_config(options: Any, flags: dict[str, Flag], path: Path) -> None:
     """Write what differs from the defaults, but no secrets; an existing file is left alone."""
     if path.exists():
         raise UserError(f"--output_config does not overwrite: {path} is there already")
-    values = {name: getattr(options, name) for name, flag in flags.items() if name not in NEVER_WRITTEN}
+    written = [name for name, flag in flags.items() if not flag.is_secret and name not in NEVER_WRITTEN]
+    values = {name: getattr(options, name) for name in written}
     lines = [f"{name} = {_to_toml(value)}\n" for name, value in values.items() if value != flags[name].default]
     try:
         write_text_whole(path, "".join(lines))

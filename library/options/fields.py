@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-SECRETS = ("wandb_api_key", "huggingface_token")  # options that are never written anywhere
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
 
 
@@ -18,11 +17,14 @@ def option(
     flag_type: str | None = None,
     choices: tuple | None = None,
     aliases: tuple[str, ...] = (),
+    is_secret: bool = False,
 ) -> Any:
-    """A dataclass field that is a flag; its kind comes from the annotation unless `flag_type` names it."""
-    return field(
-        default=default, metadata={"help": help, "flag_type": flag_type, "choices": choices, "aliases": aliases}
-    )
+    """A dataclass field that is a flag; its kind comes from the annotation unless `flag_type` names it.
+
+    The value of a secret is never written anywhere.
+    """
+    metadata = {"help": help, "flag_type": flag_type, "choices": choices, "aliases": aliases, "is_secret": is_secret}
+    return field(default=default, repr=not is_secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Flag:
     help: str
     choices: tuple | None
     aliases: tuple[str, ...]  # names other tools use for it in configuration files
+    is_secret: bool  # its value is never written anywhere
     group: type
 
 
@@ -73,6 +76,7 @@ def _flag(group: type, annotation: Any, declared: Any) -> Flag:
         help=metadata["help"],
         choices=metadata["choices"],
         aliases=metadata["aliases"],
+        is_secret=metadata["is_secret"],
         group=group,
     )
 

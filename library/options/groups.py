@@ -455,7 +455,9 @@ class SavingOptions(OptionGroup):
     huggingface_repo_id: str | None = option(None, "repository on Hugging Face to upload to, OWNER/NAME")
     huggingface_repo_type: str | None = option(None, "kind of that repository: model, dataset or space")
     huggingface_path_in_repo: str | None = option(None, "folder in that repository; its top when not given")
-    huggingface_token: str | None = option(None, "access token for Hugging Face; HF_TOKEN or a login when not given")
+    huggingface_token: str | None = option(
+        None, "access token for Hugging Face; HF_TOKEN or a login when not given", is_secret=True
+    )
     huggingface_repo_visibility: str | None = option(
         None, "public or private, for a repository that is made; private when not given"
     )
@@ -575,7 +577,9 @@ class LoggingOptions(OptionGroup):
     )
     log_config: bool = option(False, "write all settings into the curves' log")
     wandb_run_name: str | None = option(None, "name of the run on wandb")
-    wandb_api_key: str | None = option(None, "access key for wandb; WANDB_API_KEY or a login when not given")
+    wandb_api_key: str | None = option(
+        None, "access key for wandb; WANDB_API_KEY or a login when not given", is_secret=True
+    )
 
     def check(self) -> list[str]:
         if self.log_with in ("tensorboard", "all") and not self.logging_dir:

@@ -27,6 +27,7 @@ from library.options.derived import (
 from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
+from library.recipes.run_record import recorded
 from library.training import saving
 from library.training.caching import cache_latents, cache_text
 from library.training.deterministic import same_bits
@@ -112,9 +113,9 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     validation = None if held_out is None else Validation(held_out, options, accelerator)
-    with logging_redirect_tqdm():
+    with recorded(options, checked, recipe, accelerator, state), logging_redirect_tqdm():
         state = run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, state, validation)
-    path = recipe.finish(state)
+        path = recipe.finish(state)
     accelerator.end_training()
     return path
 

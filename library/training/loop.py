@@ -119,6 +119,7 @@ def run(
             if state.step >= plan.max_train_steps:
                 break
         losses.settle()
+        state.loss_average = losses.average
         accelerator.log({"loss/epoch_average": losses.average or 0.0}, step=state.epoch)
         if validation and validation.due_at_epoch(state.epoch):
             validate(recipe, validation, losses, accelerator, "epoch", state.epoch)

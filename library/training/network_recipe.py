@@ -24,6 +24,7 @@ from library.training.plan import StepPlan, save_every_n_epochs
 from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
 from library.training.randomness import BatchRandomness, TrainingRandomness
+from library.training.record import StepTimes
 from library.training.sampling import before_after_sheet, save_samples
 from library.training.saving import LoopState, OutputNames
 
@@ -56,6 +57,7 @@ class NetworkRecipe:
         self.group_names = [group["name"] for group in groups]
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
+        self.step_times = StepTimes()
 
     def loss(self, batch: Batch) -> Tensor:
         return self._losses(batch, randomness=self.randomness.begin(batch.share)).mean()
@@ -110,11 +112,13 @@ class NetworkRecipe:
 
     def resting_mode(self) -> None:
         """As the network is saved and sampled: no dropout, and a schedule-free optimizer's averaged weights."""
+        self.step_times.interrupted()
         self.network.eval()
         if self.spec.schedule_free:
             self.optimizer.eval()
 
     def step_finished(self, state: LoopState) -> None:
+        self.step_times.step_finished()
         options = self.options
         if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
             self.sample(f"{state.step:06d}", state.step)

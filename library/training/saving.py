@@ -29,6 +29,7 @@ class LoopState:
     step: int = 0  # optimizer steps
     batch: int = 0  # batches of the running epoch, in each process
     seed: int = 0  # of the order of the pictures and of what is drawn for each of them
+    loss_average: float | None = None  # over the batches of the last whole epoch
 
 
 class OutputNames:
@@ -47,6 +48,10 @@ class OutputNames:
 
     def final(self) -> Path:
         return self.folder / f"{self.name or 'last'}{self.extension}"
+
+    def record(self) -> Path:
+        """The record of the run; front ends keep notes of their own in NAME.json."""
+        return self.folder / f"{self.name or 'last'}-run.json"
 
     @staticmethod
     def state_of(checkpoint: Path) -> Path:

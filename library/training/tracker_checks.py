@@ -9,6 +9,7 @@ import toml
 from library.errors import UserError, first_line
 from library.options.derived import tracker_names
 from library.options.groups import LoggingOptions
+from library.secrets import hide_in
 
 PACKAGES = {
     "tensorboard": "pip install tensorboard",
@@ -50,6 +51,7 @@ def read_tracker_config(options: LoggingOptions) -> dict[str, dict]:
     ]
     if problems:
         raise UserError(*problems)
+    hide_in(tables)
     return tables
 
 

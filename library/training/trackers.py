@@ -1,7 +1,6 @@
 """Where curves and sample pictures go: TensorBoard and wandb."""
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +13,9 @@ from PIL import Image
 
 from library.errors import UserError, first_line
 from library.options.derived import tracker_names
-from library.options.fields import SECRETS, flags_of
+from library.options.fields import flags_of
 from library.options.groups import LoggingOptions, TrainNetworkOptions
+from library.secrets import redacted
 from library.training.prompts import SamplePrompt
 from library.training.tracker_checks import read_tracker_config
 
@@ -137,7 +137,7 @@ def start_trackers(accelerator: Accelerator, options: TrainNetworkOptions) -> No
         if name == "wandb" and options.wandb_run_name:
             settings["name"] = options.wandb_run_name
         try:
-            with hidden_secrets(options):
+            with hidden_secrets():
                 tracker = TRACKERS[name](options.log_tracker_name or "network_train", folder, settings)
         except Exception as error:  # whatever a tracker raises: a curve is not worth a run
             if isinstance(error, TypeError) and name in tables:
@@ -157,12 +157,9 @@ def run_folder(options: LoggingOptions) -> Path | None:
 
 
 @contextmanager
-def hidden_secrets(options: TrainNetworkOptions) -> Iterator[None]:
+def hidden_secrets() -> Iterator[None]:
     """Without keys and tokens in `sys.argv`, which wandb keeps with the run."""
-    secrets = [re.escape(value) for name in SECRETS if (value := getattr(options, name))]
-    argv = sys.argv
-    if secrets:
-        sys.argv = [re.sub("|".join(secrets), "(hidden)", text) for text in argv]
+    argv, sys.argv = sys.argv, [redacted(text) for text in sys.argv]
     try:
         yield
     finally:
@@ -172,6 +169,6 @@ def hidden_secrets(options: TrainNetworkOptions) -> Iterator[None]:
 def loggable_options(options: TrainNetworkOptions) -> dict[str, object]:
     """The options for a tracker, without secrets and without paths, which tell of the user's computer."""
     flags = flags_of(type(options)).values()
-    shown = [flag.name for flag in flags if flag.kind != "path" and flag.name not in SECRETS]
+    shown = [flag.name for flag in flags if flag.kind != "path" and not flag.is_secret]
     values = {name: getattr(options, name) for name in shown}
     return {name: v if isinstance(v, int | float | str) else str(v) for name, v in values.items()}
