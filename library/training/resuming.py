@@ -185,9 +185,7 @@ def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> 
             f"place is that of step {state.step}: {counted(state.batch, 'batch', 'batches')} into epoch {state.epoch}"
         ]
     if options.seed not in (None, facts["seed"]):
-        notes.append(
-            f"--seed {options.seed} has no effect: the run goes on with the seed of its state, {facts['seed']}"
-        )
+        notes.append(f"--seed {options.seed} has no effect: training goes on with the state's, {facts['seed']}")
     if facts["batches_per_epoch"] != plan.batches_per_epoch:
         notes.append(
             f"--resume: an epoch had {facts['batches_per_epoch']} batches and now has {plan.batches_per_epoch}: "
