@@ -242,9 +242,8 @@ def write_kohya_state(folder: Path, shapes: dict[str, list[int]], steps: int) ->
     for layer in dict.fromkeys(name.partition(".")[0] for name in shapes):
         sides = [shapes[f"{layer}.lora_{side}.weight"] for side in ("down", "up")]
         network.add_module(layer, KohyaLora(*sides))
-    parts = [
-        [p for name, p in network.named_parameters() if name.startswith(part)] for part in ("lora_te", "lora_unet")
-    ]
+    named = dict(network.named_parameters())
+    parts = [[value for name, value in named.items() if name.startswith(part)] for part in ("lora_te", "lora_unet")]
     optimizer = torch.optim.AdamW([{"params": part, "lr": 1e-3} for part in parts], lr=1e-3)
     schedule = get_constant_schedule_with_warmup(optimizer, 10)
     accelerator = Accelerator(cpu=True)
@@ -300,14 +299,14 @@ def test_a_state_of_kohyas_script_goes_on_here(kind, keys, request, pictures, tm
 # --- requests to stop ------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_and_a_stop_file_stop_a_run_and_an_old_file_does_not(tiny_folder, pictures, tmp_path, caplog):
+def test_sigterm_and_a_stop_file_stop_a_run_and_an_old_file_does_not(tiny_folder, pictures, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
     (output / "STOP").touch()
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with ctrl_c_in_batch(3, signal.SIGTERM), pytest.raises(Stopped, match="stopped at step 3 of 8 by SIGTERM"):
         train(tiny.arguments(tiny_folder, pictures, output))
-    assert "STOP was there before this run began, and was removed" in caplog.text
+    assert "STOP was there before this run began, and was removed" in capsys.readouterr().err
 
     def leave_file(recipe: NetworkRecipe) -> None:
         (output / "STOP.txt").touch()
@@ -340,8 +339,8 @@ def test_a_process_that_is_asked_to_stop_saves_and_tells_how_to_go_on(cause, cod
     """A terminal sends Ctrl-C to all processes in the foreground, so to workers that load pictures as well."""
     output = tmp_path / "输出"
     options = dict(
-        UNCACHED, max_train_epochs=None, max_train_steps=30, save_every_n_steps=2, max_data_loader_n_workers=2,
-        shuffle_caption=True, gradient_accumulation_steps=4,
+        UNCACHED, max_train_epochs=None, max_train_steps=10, save_every_n_steps=2, gradient_accumulation_steps=4,
+        max_data_loader_n_workers=2, persistent_data_loader_workers=True, shuffle_caption=True,
     )  # fmt: skip
     words = [sys.executable, "train_network.py", *tiny.arguments(tiny_file, pictures, output, **options)]
     with open(tmp_path / "said.txt", "wb") as said:
@@ -369,20 +368,43 @@ def test_a_process_that_is_asked_to_stop_saves_and_tells_how_to_go_on(cause, cod
     assert weights_equal(output / "lora.safetensors", tmp_path / "whole" / "lora.safetensors")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is for Linux and macOS")
+def test_two_processes_stop_at_the_same_step_and_go_on(tiny_file, pictures, tmp_path):
+    """The first process alone looks for the file; both end after the same step."""
+    options = dict(max_train_epochs=None, max_train_steps=40, save_every_n_steps=5, flip_aug=True)
+    launch = ["--quiet", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def start(name: str, **more) -> subprocess.Popen:
+        arguments = tiny.arguments(tiny_file, pictures, tmp_path / name, **options, **more)
+        words = [*launch, "--mixed_precision", "no", "train_network.py", *arguments]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *words]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
+
+    run = start("parts")
+    while not (tmp_path / "parts" / "lora-step00000005.safetensors").exists():
+        assert run.poll() is None, run.stderr.read()[-3000:]
+        time.sleep(0.05)
+    (tmp_path / "parts" / "STOP").touch()
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 1 and "by the file" in said and "exitcode  : 3" in said, said[-3000:]
+    for name in ("parts", "whole"):
+        run = start(name, resume="auto")
+        _, said = run.communicate(timeout=600)
+        assert run.returncode == 0, said[-3000:]
+    assert weights_equal(*(tmp_path / name / "lora.safetensors" for name in ("parts", "whole")))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to a process")
 def test_ctrl_c_before_training_ends_at_once_and_leaves_nothing(tiny_file, pictures, tmp_path):
-    words = [
-        sys.executable,
-        "-X",
-        "importtime",
-        "train_network.py",
-        *tiny.arguments(tiny_file, pictures, tmp_path / "out"),
-    ]
-    run = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8")
-    for line in run.stderr:
-        if line.rstrip().endswith("library.recipes.network"):  # imported: the model is loaded from here on
-            run.send_signal(signal.SIGINT)
-            break
-    rest = run.stderr.read()
+    words = [sys.executable, "train_network.py", *tiny.arguments(tiny_file, pictures, tmp_path / "out")]
+    run = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
+    said = b""
+    while b"caching latents" not in said:
+        assert (piece := os.read(run.stderr.fileno(), 1000)), said.decode()
+        said += piece
+    run.send_signal(signal.SIGINT)
+    rest = run.stderr.read().decode()
     assert run.wait(60) == 130 and rest.splitlines()[-1] == "stopped by Ctrl-C"
     assert not (tmp_path / "out").exists()
