@@ -186,7 +186,9 @@ def test_the_place_of_a_state_of_kohyas_scripts_is_that_of_its_step(step, wanted
     assert (state.epoch, state.step, state.batch, state.seed) == (*wanted, 3)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", '{"current_epoch": 2}'])
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", '{"current_epoch": 2}', json.dumps(STATE | {"losses": 3}), "[" * 100_000]
+)
 def test_state_that_is_not_whole_is_a_mistake(text, tmp_path):
     if text is not None:
         (tmp_path / "train_state.json").write_text(text)

@@ -31,7 +31,7 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         load_accelerator_state(folder, [], [], schedules, [], accelerator.process_index, accelerator.scaler)
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # whatever a damaged or strange file raises
         raise misfit(folder, f"it does not fit or is not whole: {shorten(str(error), 300)}") from error
 
 

@@ -25,6 +25,7 @@ WEIGHTS_FILE = "model.safetensors"  # names are accelerate's
 OPTIMIZER_FILE = "optimizer.bin"
 SCHEDULE_FILE = "scheduler.bin"  # kohya's scripts write none for optimizers without a schedule
 SCALER_FILE = "scaler.pt"
+FACTS = {name: type(value) for name, value in LoopState().facts().items()}
 PARTS = {
     "lora_te": ("text encoder", "network_train_unet_only"),
     "lora_unet": ("U-Net", "network_train_text_encoder_only"),
@@ -75,9 +76,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """What stands in a state's JSON file; kohya's scripts write epoch and step alone."""
     try:
         facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        if isinstance(facts["current_epoch"], int) and isinstance(facts["current_step"], int):
+        kinds = FACTS if "seed" in facts else {"current_epoch": int, "current_step": int}
+        if all(isinstance(facts[name], kind) for name, kind in kinds.items()):
             return facts
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken")
 
@@ -186,9 +188,10 @@ def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> 
         ]
     if options.seed not in (None, facts["seed"]):
         notes.append(f"--seed {options.seed} has no effect: training goes on with the state's, {facts['seed']}")
-    if facts["batches_per_epoch"] != plan.batches_per_epoch:
+    before = facts.get("batches_per_epoch", plan.batches_per_epoch)
+    if before != plan.batches_per_epoch:
         notes.append(
-            f"--resume: an epoch had {facts['batches_per_epoch']} batches and now has {plan.batches_per_epoch}: "
+            f"--resume: an epoch had {before} batches and now has {plan.batches_per_epoch}: "
             "the pictures or the batch size are others, and so is the order from here on"
         )
     return notes
