@@ -40,6 +40,7 @@ from library.training.hub import check_uploads, fetch_state
 from library.training.optimizers import check_optimizer, optimizer_warnings
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
 from library.training.prompts import SamplePrompt, prompts_of
+from library.training.resuming import check_state, resume_notes, state_to_resume
 from library.training.tracker_checks import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -125,11 +126,16 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
     split = scanned and attempt(split_validation, scanned, options.seed, options.dataset_config)
+    resume = None if options.resume_from_huggingface else attempt(state_to_resume, options)
+    if resume:
+        attempt(check_state, options, resume)
     if options.huggingface_repo_id and not problems and is_main_process():
         attempt(check_uploads, options)
     if problems:
         raise UserError(*problems)
-    resume = fetch_state(options) if options.resume_from_huggingface else options.resume and Path(options.resume)
+    if options.resume_from_huggingface:
+        resume = fetch_state(options)
+        check_state(options, resume)
     cache_notes = write_info_caches(scanned) if is_main_process() else []
     scanned, validation = split
     scanned.notes += cache_notes
@@ -182,6 +188,8 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
             "and computed once at every start"
         )
     for note in checked.scanned.notes + validation_notes(options, checked) + warmup_notes(options, checked.plan):
+        logger.warning(note)
+    for note in resume_notes(options, checked.plan, checked.resume) if checked.resume else ():
         logger.warning(note)
     if checked.validation:
         logger.info("validation: held out of training: %s", counted(len(checked.validation.records), "picture"))

@@ -17,6 +17,7 @@ ARGUMENTS = {
     "loraplus_unet_lr_ratio": float,
     "loraplus_text_encoder_lr_ratio": float,
 }
+Shapes = dict[str, tuple[int, ...] | None]  # of weights by their names
 DEFAULT_RANK = 4
 RANK_ARGUMENTS = ("conv_dim", "conv_alpha", *blocks.RANK_ARGUMENTS)  # what a file knows by itself
 
@@ -43,12 +44,16 @@ def check_arguments(network_args: dict[str, str]) -> None:
         raise UserError(*problems)
 
 
-def check_ranks(
-    weights: dict[str, tuple[int, ...] | None], path: str, network_dim: int | None, network_args: dict[str, str]
-) -> None:
+def check_ranks(weights: Shapes, path: str, network_dim: int | None, network_args: dict[str, str]) -> None:
     """UserError where --network_weights, whose shapes these are, has another rank than the network is to have."""
+    if other := other_ranks(weights, network_dim, network_args):
+        raise UserError(f"--network_weights: {path} has {other} or --dim_from_weights")
+
+
+def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str, str]) -> str:
+    """What to say of weights of another rank than the network is to have: "rank 8, but ...; give ..."."""
     if "block_dims" in read(network_args):
-        return
+        return ""
     ranks = sorted(
         {
             shape[0]
@@ -58,11 +63,11 @@ def check_ranks(
     )
     rank = network_dim or DEFAULT_RANK
     if not ranks or ranks == [rank]:
-        return
+        return ""
     found = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
     here = f"--network_dim is {rank}" if network_dim else f"--network_dim is {rank} where it is not given"
-    remedy = f"--network_dim {ranks[0]} or --dim_from_weights" if len(ranks) == 1 else "--dim_from_weights"
-    raise UserError(f"--network_weights: {path} has {found}, but {here}; give {remedy}")
+    remedy = f"--network_dim {ranks[0]}" if len(ranks) == 1 else "block_dims"
+    return f"{found}, but {here}; give {remedy}"
 
 
 def wants_convolutions(network_args: dict[str, str]) -> bool:

@@ -20,14 +20,15 @@ from library.options.cli import read_options
 from library.options.derived import optimizer_name
 from library.options.groups import SavingOptions, TrainNetworkOptions
 from library.recipes.network import first_state
+from library.training.losses import LossRecorder
 from library.training.metadata import TrainingMetadata, file_hashes, model_hashes
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan, step_plan
+from library.training.resuming import read_state, resumed_state
 from library.training.saving import (
     LoopState,
     OutputNames,
     epoch_to_remove,
-    read_state,
     remove_checkpoint,
     remove_state,
     step_to_remove,
@@ -37,7 +38,10 @@ from tests import tiny
 GOLDEN_METADATA = json.loads(
     (Path(__file__).parent / "data" / "sample_lora_metadata_sd15.json").read_text(encoding="utf-8")
 )
-STATE = {"current_epoch": 2, "current_step": 12, "batch_in_epoch": 4, "seed": 7}
+STATE = {
+    **{"current_epoch": 2, "current_step": 12, "batch_in_epoch": 4, "epoch_finished": False, "seed": 7},
+    **{"stops": [5], "losses": [0.25, 0.1]},
+}
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -146,31 +150,48 @@ def test_counting_begins_where_the_options_say(options, wanted):
     assert first_state(TrainNetworkOptions(seed=7, **options), PLAN, None) == wanted
 
 
-@pytest.mark.parametrize(("batch", "wanted"), [(4, (2, 5, 4)), (6, (3, 6, 0))])
-def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next(batch, wanted, tmp_path):
-    facts = STATE | {"current_step": 3 + batch // 2, "batch_in_epoch": batch}
-    (tmp_path / "train_state.json").write_text(json.dumps(facts))
+@pytest.mark.parametrize(
+    ("batch", "finished", "wanted"), [(4, False, (2, 5, 4)), (6, True, (3, 6, 0)), (6, False, (2, 6, 6))]
+)
+def test_a_state_of_a_finished_epoch_goes_on_with_the_next(batch, finished, wanted, tmp_path):
+    facts = {"current_step": 3 + batch // 2, "batch_in_epoch": batch, "epoch_finished": finished}
+    (tmp_path / "train_state.json").write_text(json.dumps(STATE | facts))
     state = first_state(TrainNetworkOptions(), PLAN, tmp_path)
     assert (state.epoch, state.step, state.batch, state.seed) == (*wanted, 7)
 
 
+def test_a_state_before_the_last_saves_goes_on_and_one_after_them_does_not(tmp_path):
+    for finished in (False, True):
+        facts = {"current_epoch": 4, "batch_in_epoch": 6, "epoch_finished": finished}
+        (tmp_path / "train_state.json").write_text(json.dumps(STATE | facts))
+        if not finished:
+            assert resumed_state(tmp_path, PLAN, 1).step == PLAN.max_train_steps
+    with pytest.raises(UserError, match="the state is at step 12 and training ends at 12"):
+        resumed_state(tmp_path, PLAN, 1)
+
+
 def test_state_is_read_back(tmp_path):
     (tmp_path / "train_state.json").write_text(json.dumps(STATE))
-    assert read_state(tmp_path) == LoopState(epoch=2, step=12, batch=4, seed=7)
+    state = read_state(tmp_path, PLAN, 1)
+    assert state == LoopState(epoch=2, step=12, batch=4, seed=7, stops=[5], losses=LossRecorder([0.25, 0.1]))
+    assert state.facts() == STATE
 
 
-def test_a_state_of_kohyas_scripts_is_told_from_a_broken_one(tmp_path):
-    (tmp_path / "train_state.json").write_text('{"current_epoch": 1, "current_step": 8}', encoding="utf-8")
-    with pytest.raises(UserError, match="is a state of other scripts: train_state.json lacks the seed"):
-        read_state(tmp_path)
+@pytest.mark.parametrize(("step", "wanted"), [(4, (2, 4, 2)), (6, (3, 6, 0))])
+def test_the_place_of_a_state_of_kohyas_scripts_is_that_of_its_step(step, wanted, tmp_path):
+    (tmp_path / "train_state.json").write_text(json.dumps({"current_epoch": 9, "current_step": step}))
+    state = resumed_state(tmp_path, PLAN, 3)
+    assert (state.epoch, state.step, state.batch, state.seed) == (*wanted, 3)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", '{"current_epoch": 2}'])
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", '{"current_epoch": 2}', json.dumps(STATE | {"losses": 3}), "[" * 100_000]
+)
 def test_state_that_is_not_whole_is_a_mistake(text, tmp_path):
     if text is not None:
         (tmp_path / "train_state.json").write_text(text)
     with pytest.raises(UserError, match="--resume: .* is no whole state"):
-        read_state(tmp_path)
+        read_state(tmp_path, PLAN, 1)
 
 
 # --- whole or not there ----------------------------------------------------------------------------------------------

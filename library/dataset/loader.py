@@ -1,6 +1,7 @@
 """From batches of draws to a DataLoader that gives them to training."""
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from library.dataset.sampler import BucketSampler, Draw, derived_seed
 from library.dataset.share import share_of
 from library.errors import UserError
 from library.families.base import Batch
+
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # SIGBREAK is a console break of Windows
 
 
 class SharedBatches:
@@ -51,8 +54,16 @@ def build_loader(
         num_workers=num_workers,
         persistent_workers=options.persistent_data_loader_workers and num_workers > 0,
         pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from training's
     )
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """A Ctrl-C in the terminal reaches workers too; the run still needs them for its last step."""
+    for name in STOP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def batches_of(loader: DataLoader) -> Iterator[Batch]:

@@ -79,6 +79,11 @@ def names_prompt_file(sample_prompts: str) -> bool:
     return sample_prompts.lower().endswith(PROMPT_SUFFIXES)
 
 
+def resumes_newest(options: Any) -> bool:
+    """Whether `--resume auto` asks for the newest state of this run."""
+    return options.resume == "auto" and not options.resume_from_huggingface
+
+
 def caches_latents(options: Any) -> bool:
     """Whether latents are computed once; caching to disk implies it."""
     return options.cache_latents or options.cache_latents_to_disk

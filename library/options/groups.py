@@ -32,6 +32,7 @@ from library.options.derived import (
     optimizer_name,
     parse_key_values,
     resolution_wh,
+    resumes_newest,
     trained_rates,
 )
 from library.options.fields import OptionGroup, option
@@ -503,7 +504,9 @@ class LoopOptions(OptionGroup):
     )
     seed: int | None = option(None, "start of all random numbers: the same seed repeats a run")
     gradient_accumulation_steps: int = option(1, "number of batches that make one step")
-    resume: str | None = option(None, "state folder to go on from", flag_type="path")
+    resume: str | None = option(
+        None, "state folder to go on from; auto is the newest of this run, if there is one", flag_type="path"
+    )
     skip_until_initial_step: bool = option(False, "run through the data up to the initial step without training")
     initial_epoch: int | None = option(None, "epoch to count from; 1 is the first")
     initial_step: int | None = option(None, "step to count from; goes before --initial_epoch")
@@ -663,7 +666,7 @@ class TrainNetworkOptions(
 
     def _check_resume(self) -> list[str]:
         if not self.resume_from_huggingface:
-            return existing_dir("resume", self.resume)
+            return [] if resumes_newest(self) else existing_dir("resume", self.resume)
         if not self.resume:
             return ["--resume_from_huggingface needs --resume OWNER/REPO/FOLDER, the state's place on Hugging Face"]
         return problems_of(hub_place, self.resume)

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
-from torch.optim import Optimizer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.dataset.dataset import TrainingDataset
@@ -28,7 +27,6 @@ from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.recipes.run_record import recorded
-from library.training import saving
 from library.training.caching import cache_latents, cache_text
 from library.training.deterministic import same_bits
 from library.training.loop import run
@@ -47,8 +45,11 @@ from library.training.precision import (
     weight_dtype,
 )
 from library.training.reports import TrainedPart, parts_table
+from library.training.restoring import load_state
+from library.training.resuming import resumed_state, state_at_step
 from library.training.saving import LoopState
 from library.training.schedulers import build_scheduler, check_schedule
+from library.training.stopping import StopRequest, remove_old_request
 from library.training.text_caching import cache_text_on_disk
 from library.training.trackers import start_trackers
 from library.training.validation import Validation
@@ -80,6 +81,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     check_optimizer_arguments(options)
     check_schedule(options, plan.max_train_steps)
     state = first_state(options, plan, checked.resume)
+    remove_old_request(Path(options.output_dir))
     accelerator = start_accelerator(options, state)
 
     family = load_family(options, checked.family, accelerator.device)
@@ -98,7 +100,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
     prepare_unet(family, options)
-    restore(accelerator, optimizer, state, checked.resume)
+    restore(accelerator, state, checked.resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
         cache_text_of(datasets, family, options, accelerator)
@@ -110,11 +112,15 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     if accelerator.is_main_process:
         print(parts_table(parts), flush=True)
     start_trackers(accelerator, options)
+    if checked.resume:
+        recipe.remove_leftovers(state)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     validation = None if held_out is None else Validation(held_out, options, accelerator)
     with recorded(options, checked, recipe, accelerator, state), logging_redirect_tqdm():
-        state = run(recipe, dataset, sampler, optimizer, scheduler, accelerator, options, plan, state, validation)
+        with StopRequest(recipe.names.folder, accelerator) as stop:
+            parts = recipe, dataset, sampler, optimizer, scheduler, accelerator
+            state = run(*parts, options, plan, state, validation, stop)
         path = recipe.finish(state)
     accelerator.end_training()
     return path
@@ -186,26 +192,20 @@ def prepare_unet(family: ModelFamily, options: TrainNetworkOptions) -> None:
     compile_unet(family.unet, options)
 
 
-def restore(accelerator: Accelerator, optimizer: Optimizer, state: LoopState, folder: Path | None) -> None:
+def restore(accelerator: Accelerator, state: LoopState, folder: Path | None) -> None:
     """Go on from a state; its random generators need not be there, as training seeds its own for every batch."""
     if folder:
-        saving.load_state(accelerator, optimizer, folder)
+        load_state(accelerator, folder)
         logger.info("going on from step %d of epoch %d", state.step, state.epoch)
 
 
 def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | None) -> LoopState:
     """Where training starts: at the beginning, at --initial_step or --initial_epoch, or where --resume left off."""
-    if resume:
-        state = saving.read_state(resume)
-        if state.step >= plan.max_train_steps:
-            raise UserError(
-                f"--resume: the state is at step {state.step} and training ends at {plan.max_train_steps}; "
-                "give a larger --max_train_epochs or --max_train_steps"
-            )
-        return at_batch_start(state, plan)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**31)
-    step = options.initial_step or 0
-    if options.initial_step is None and options.initial_epoch is not None:
+    if resume:
+        return resumed_state(resume, plan, seed)
+    step = 0 if options.resume else options.initial_step or 0
+    if options.initial_step is None and options.initial_epoch is not None and not options.resume:
         step = (options.initial_epoch - 1) * plan.steps_per_epoch
     if step >= plan.max_train_steps:
         name = "initial_epoch" if options.initial_step is None else "initial_step"
@@ -213,15 +213,7 @@ def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | Non
             f"--{name} {getattr(options, name)} begins after the last step, {plan.max_train_steps}; "
             "give a larger --max_train_epochs or --max_train_steps"
         )
-    epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
-    return LoopState(epoch + 1, step, step_in_epoch * plan.accumulation, seed)
-
-
-def at_batch_start(state: LoopState, plan: StepPlan) -> LoopState:
-    """The same place, told as the beginning of the next epoch where the running one is finished."""
-    if state.batch >= plan.batches_per_epoch:
-        return LoopState(state.epoch + 1, state.step, 0, state.seed)
-    return state
+    return state_at_step(step, plan, seed)
 
 
 def trained_parts(network: nn.Module, groups: list[dict]) -> list[TrainedPart]:

@@ -1,7 +1,7 @@
 """The training loop: batches, accumulation, clipping, and when to save, sample and log."""
 
 import logging
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -15,8 +15,10 @@ from library.dataset.loader import SharedBatches, batches_of, build_loader
 from library.dataset.sampler import BucketSampler
 from library.families.base import Batch
 from library.options.groups import TrainNetworkOptions
+from library.training.losses import LossRecorder
 from library.training.plan import StepPlan
 from library.training.saving import LoopState
+from library.training.stopping import StopRequest
 from library.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -45,33 +47,7 @@ class Recipe(Protocol):
 
     def epoch_finished(self, state: LoopState) -> None: ...
 
-
-class LossRecorder:
-    """The last loss and the mean over one epoch's batches; losses are read one step late, so nothing waits."""
-
-    def __init__(self, window: int):
-        self.window = window
-        self.losses: list[float] = []
-        self._pending: Tensor | None = None
-
-    def add(self, loss: Tensor) -> None:
-        self.settle()
-        self._pending = loss.detach()
-
-    def settle(self) -> None:
-        """Read the loss that is still on its way."""
-        if self._pending is not None:
-            self.losses.append(self._pending.item())
-            self._pending = None
-            del self.losses[: -self.window]
-
-    @property
-    def current(self) -> float | None:
-        return self.losses[-1] if self.losses else None
-
-    @property
-    def average(self) -> float | None:
-        return sum(self.losses) / len(self.losses) if self.losses else None
+    def stop(self, state: LoopState, cause: str) -> NoReturn: ...  # saves, and raises Stopped
 
 
 def run(
@@ -85,11 +61,13 @@ def run(
     plan: StepPlan,
     state: LoopState,
     validation: Validation | None = None,
+    stop: StopRequest | None = None,
 ) -> LoopState:
-    """Train from `state` to the end of the plan; returns where it ended."""
+    """Train from `state` to the end of the plan, or to a request to stop; returns where it ended."""
     batches = SharedBatches(sampler, accelerator.num_processes, accelerator.process_index)
     loader = build_loader(dataset, batches, options, accelerator.device)
-    losses = LossRecorder(plan.batches_per_epoch)
+    losses = state.losses
+    losses.window = plan.batches_per_epoch
     bar = tqdm(
         total=plan.max_train_steps,
         initial=state.step,
@@ -97,10 +75,10 @@ def run(
         disable=not accelerator.is_local_main_process,
         smoothing=0.1,
     )
-    while state.step < plan.max_train_steps:
+    while True:
         sampler.set_epoch(state.epoch)
         batches.start = state.batch
-        for batch in batches_of(loader):
+        for batch in batches_of(loader) if state.step < plan.max_train_steps else ():
             recipe.training_mode()
             loss = recipe.loss(batch.to(accelerator.device)) * batch.share.weight
             accelerator.backward(loss / plan.accumulation)
@@ -118,14 +96,18 @@ def run(
                 validate(recipe, validation, losses, accelerator, "step", state.step)
             if state.step >= plan.max_train_steps:
                 break
+            if stop and (cause := stop.asked()):
+                bar.close()
+                recipe.stop(state, cause)
         losses.settle()
-        state.loss_average = losses.average
         accelerator.log({"loss/epoch_average": losses.average or 0.0}, step=state.epoch)
         if validation and validation.due_at_epoch(state.epoch):
             validate(recipe, validation, losses, accelerator, "epoch", state.epoch)
+        state.epoch_finished = True
         recipe.epoch_finished(state)
-        if state.step < plan.max_train_steps:  # else the place stays, for a longer run to go on from
-            state.epoch, state.batch = state.epoch + 1, 0
+        if state.step >= plan.max_train_steps:  # the place stays, for a longer run to go on from
+            break
+        state.epoch, state.batch, state.epoch_finished = state.epoch + 1, 0, False
     bar.close()
     return state
 

@@ -4,13 +4,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from library.errors import Stopped
 from library.families.base import Batch, ModelFamily
 from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
@@ -25,8 +28,10 @@ from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
 from library.training.randomness import BatchRandomness, TrainingRandomness
 from library.training.record import StepTimes
+from library.training.resuming import made_with
 from library.training.sampling import before_after_sheet, save_samples
 from library.training.saving import LoopState, OutputNames
+from library.training.schedule_free import TwoWeights
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ class NetworkRecipe:
         self.names = OutputNames(options)
         self.uploads = Uploads(options) if options.huggingface_repo_id else None
         self.group_names = [group["name"] for group in groups]
+        self.weights = TwoWeights(optimizer) if spec.schedule_free else None
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
         self.step_times = StepTimes()
@@ -107,15 +113,15 @@ class NetworkRecipe:
     def training_mode(self) -> None:
         if not self.network.training:  # it takes milliseconds, and is asked for before every batch
             self.network.train()
-        if self.spec.schedule_free:
-            self.optimizer.train()
+        if self.weights:
+            self.weights.train()
 
     def resting_mode(self) -> None:
         """As the network is saved and sampled: no dropout, and a schedule-free optimizer's averaged weights."""
         self.step_times.interrupted()
         self.network.eval()
-        if self.spec.schedule_free:
-            self.optimizer.eval()
+        if self.weights:
+            self.weights.average()
 
     def step_finished(self, state: LoopState) -> None:
         self.step_times.step_finished()
@@ -125,14 +131,33 @@ class NetworkRecipe:
         every = options.save_every_n_steps
         if due(every, state.step):
             self.save(self.names.step(state.step), state, epoch=state.epoch - 1)
-            self.remove(self.names.step, saving.step_to_remove, state.step, every, "steps")
+            self.remove_old_steps(state)
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
             self.sample(f"e{state.epoch:06d}", state.step)
         if due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs:
             self.save(self.names.epoch(state.epoch), state, epoch=state.epoch)
-            self.remove(self.names.epoch, saving.epoch_to_remove, state.epoch, self.every_n_epochs, "epochs")
+            self.remove_old_epochs(state.epoch)
+
+    def remove_old_steps(self, state: LoopState) -> None:
+        """Remove what --save_last_n_steps keeps no longer at the last step that was saved."""
+        every = self.options.save_every_n_steps
+        last = state.step - state.step % every
+        self.remove(self.names.step, saving.step_to_remove, last, every, "steps")
+        for stop in state.stops:
+            self.remove(self.names.step, partial(saving.stop_to_remove, stop), last, every, "steps")
+
+    def remove_old_epochs(self, epoch: int) -> None:
+        self.remove(self.names.epoch, saving.epoch_to_remove, epoch, self.every_n_epochs, "epochs")
+
+    def remove_leftovers(self, state: LoopState) -> None:
+        """Remove what a run that ended between saving and removing has left, where this one goes on from it."""
+        if self.options.save_every_n_steps:
+            self.remove_old_steps(state)
+        if self.every_n_epochs:
+            finished = state.epoch - 1
+            self.remove_old_epochs(finished - finished % self.every_n_epochs)
 
     def remove(
         self,
@@ -167,7 +192,8 @@ class NetworkRecipe:
             logger.info("saved: %s", path)
             self.upload(path)
         if self.options.save_state if with_state is None else with_state:
-            saving.save_state(self.accelerator, self.names.state_of(path), state)
+            self.training_mode()  # what a resumed run goes on with
+            saving.save_state(self.accelerator, self.names.state_of(path), state, made_with(self.options, self.plan))
             if self.options.save_state_to_huggingface and self.accelerator.is_main_process:
                 self.upload(self.names.state_of(path))
 
@@ -208,7 +234,23 @@ class NetworkRecipe:
             self.uploads.finish()
         return path
 
+    def stop(self, state: LoopState, cause: str) -> NoReturn:
+        """Save network and state as at any other step, and end the run."""
+        path = self.names.step(state.step)
+        if not due(self.options.save_every_n_steps, state.step):
+            state.stops.append(state.step)
+        self.save(path, state, epoch=state.epoch - 1, with_state=True)
+        if self.uploads:
+            self.uploads.finish()
+        self.accelerator.wait_for_everyone()  # launchers end all processes when the first has ended
+        self.accelerator.end_training()
+        raise Stopped(
+            f"stopped at step {state.step} of {self.plan.max_train_steps} by {cause}; saved: {path} and "
+            f"{self.names.state_of(path)}; to go on, give the same command with --resume auto"
+        )
+
     def write_before_after(self) -> None:
+        self.resting_mode()
         path = self.names.folder / "before_after.png"
         sheet = before_after_sheet(self.family, self.network, self.prompts, self.options.sample_sampler)
         write_picture(path, sheet)

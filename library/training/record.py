@@ -99,7 +99,7 @@ class RunRecord:
             "progress": {
                 "epochs": [state.epoch, self.plan.num_epochs],
                 "steps": [state.step, self.plan.max_train_steps],
-                "loss_average": state.loss_average,
+                "loss_average": state.losses.average,
             },
             "seconds_a_step": self.times.summary(),
             **self.facts,

@@ -1,19 +1,22 @@
-"""Which files a run writes under which names, which it keeps, and its state for resuming."""
+"""Which files a run writes under which names, which it keeps, and its state for resuming. Needs no torch."""
+
+from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-from torch.optim import Optimizer
-
-from library.errors import UserError, quoted_list
 from library.files import write_text_whole
 from library.options.groups import SavingOptions
+from library.training.losses import LossRecorder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,22 @@ class LoopState:
     step: int = 0  # optimizer steps
     batch: int = 0  # batches of the running epoch, in each process
     seed: int = 0  # of the order of the pictures and of what is drawn for each of them
-    loss_average: float | None = None  # over the batches of the last whole epoch
+    epoch_finished: bool = False  # whether what follows an epoch's last step is done too
+    stops: list[int] = field(default_factory=list)  # steps where the run was stopped and left files
+    losses: LossRecorder = field(default_factory=LossRecorder)
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept of it, under kohya's names where there are any."""
+        self.losses.settle()
+        return {
+            "current_epoch": self.epoch,
+            "current_step": self.step,
+            "batch_in_epoch": self.batch,
+            "epoch_finished": self.epoch_finished,
+            "seed": self.seed,
+            "stops": self.stops,
+            "losses": self.losses.losses,
+        }
 
 
 class OutputNames:
@@ -58,6 +76,11 @@ class OutputNames:
         """The state folder that belongs to a checkpoint."""
         return checkpoint.with_name(f"{checkpoint.stem}-state")
 
+    def is_state(self, name: str) -> bool:
+        """Whether a folder of this name is a state of this run."""
+        epoch, step, final = (re.escape(self.name or default) for default in ("epoch", "at", "last"))
+        return re.fullmatch(rf"({epoch}-\d+|{step}-step\d+|{final})-state", name) is not None
+
 
 def epoch_to_remove(epoch: int, every: int, keep: int | None) -> int | None:
     """The epoch whose checkpoint goes when this one was written, None where all stay."""
@@ -76,6 +99,11 @@ def step_to_remove(step: int, every: int, keep: int | None) -> int | None:
     return gone if gone > 0 else None
 
 
+def stop_to_remove(stop: int, step: int, every: int, keep: int | None) -> int | None:
+    """The step of a stop whose files go: as those of `step_to_remove`, when a later step was written."""
+    return stop if keep and stop < step - keep else None
+
+
 def remove_checkpoint(path: Path) -> None:
     if path.is_file():
         logger.info("removing the older %s", path.name)
@@ -88,54 +116,21 @@ def remove_state(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def save_state(accelerator: Accelerator, folder: Path, state: LoopState) -> None:
+def save_state(
+    accelerator: Accelerator, folder: Path, state: LoopState, made_with: dict[str, Any] | None = None
+) -> None:
     """Write weights, optimizer, schedule, scaler and random generators; the folder appears whole.
 
     The main process writes for all: the others have the same weights, and seed their generators at every batch.
+    `made_with` is what a run that goes on from the state compares itself with.
     """
     unfinished = folder.with_name(f".{folder.name}-unfinished")
     if accelerator.is_main_process:
         if unfinished.exists():
             shutil.rmtree(unfinished)
         accelerator.save_state(str(unfinished))
-        facts = {
-            "current_epoch": state.epoch,
-            "current_step": state.step,
-            "batch_in_epoch": state.batch,
-            "seed": state.seed,
-        }
-        write_text_whole(unfinished / STATE_FILE, json.dumps(facts))
+        write_text_whole(unfinished / STATE_FILE, json.dumps(state.facts() | (made_with or {})))
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(unfinished, folder)
         logger.info("state saved: %s", folder)
-
-
-def read_state(folder: Path) -> LoopState:
-    """The counters of a state folder."""
-    try:
-        facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        epoch, step = facts["current_epoch"], facts["current_step"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken") from error
-    if "seed" not in facts:
-        raise UserError(f"--resume: {folder} is a state of other scripts: {STATE_FILE} lacks the seed")
-    return LoopState(epoch, step, facts.get("batch_in_epoch", 0), facts["seed"])
-
-
-def load_state(accelerator: Accelerator, optimizer: Optimizer, folder: Path) -> None:
-    """Take weights, optimizer, schedule and random generators from a state folder."""
-    given = [dict(group) for group in optimizer.param_groups]
-    try:
-        accelerator.load_state(str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        problem = f"the state in {folder} does not fit this run or is not whole"
-        raise UserError(f"--resume: {problem}: {shorten(str(error), 300)}") from error
-    if lacking := given[0].keys() - optimizer.param_groups[0].keys():
-        problem = f"the state in {folder} is of another optimizer than --optimizer_type names"
-        raise UserError(f"--resume: {problem}: it has no {quoted_list(sorted(lacking))}")
-    for before, now in zip(given, optimizer.param_groups, strict=True):
-        rates = [group.get("initial_lr", group["lr"]) for group in (before, now)]
-        if rates[0] != rates[1]:
-            logger.warning("--resume: training goes on at the state's learning rate, %s, not at %s", rates[1], rates[0])
-            return

@@ -1,0 +1,197 @@
+"""Which state a run goes on from, whether it fits the run, and where in the run it is. Needs no torch."""
+
+import importlib
+import importlib.util
+import json
+import logging
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from library.errors import UserError, counted
+from library.families.detect import read_shapes
+from library.options.derived import network_arguments, network_module, optimizer_name, resumes_newest
+from library.options.groups import TrainNetworkOptions
+from library.training.losses import LossRecorder
+from library.training.optimizers import find_spec
+from library.training.plan import StepPlan
+from library.training.saving import STATE_FILE, LoopState, OutputNames
+
+logger = logging.getLogger(__name__)
+
+Shapes = dict[str, tuple[int, ...] | None]
+WEIGHTS_FILE = "model.safetensors"  # names are accelerate's
+OPTIMIZER_FILE = "optimizer.bin"
+SCHEDULE_FILE = "scheduler.bin"  # kohya's scripts write none for optimizers without a schedule
+SCALER_FILE = "scaler.pt"
+FACTS = {name: type(value) for name, value in LoopState().facts().items()}
+PARTS = {
+    "lora_te": ("text encoder", "network_train_unet_only"),
+    "lora_unet": ("U-Net", "network_train_text_encoder_only"),
+}
+
+
+def state_to_resume(options: TrainNetworkOptions) -> Path | None:
+    """The folder that --resume names on this computer, None where training starts at the beginning."""
+    if not resumes_newest(options):
+        return Path(options.resume) if options.resume else None
+    folder = newest_state(OutputNames(options))
+    if folder is None:
+        logger.info("--resume auto: no state of this run in %s; training starts at the beginning", options.output_dir)
+    else:
+        logger.info("--resume auto: %s", folder)
+    return folder
+
+
+def newest_state(names: OutputNames) -> Path | None:
+    """The whole state of this run with the most steps; of equally many, the one that was written last."""
+    found = []
+    for folder in names.folder.iterdir() if names.folder.is_dir() else ():
+        if names.is_state(folder.name) and folder.is_dir():
+            try:
+                require_whole(folder)
+                found.append((read_facts(folder)["current_step"], (folder / STATE_FILE).stat().st_mtime, folder))
+            except UserError as error:
+                logger.warning("%s; it is left out", error)
+    return max(found)[2] if found else None
+
+
+def require_whole(folder: Path) -> None:
+    """UserError where a part of a state is missing or cut off."""
+    read_facts(folder)
+    for name in (WEIGHTS_FILE, OPTIMIZER_FILE, SCHEDULE_FILE):
+        path = folder / name
+        if not path.is_file():
+            problem = None if name == SCHEDULE_FILE else "is missing"
+        elif path.suffix == ".safetensors":
+            problem = None if read_shapes(path, "--resume") else "is empty"
+        else:
+            problem = None if zipfile.is_zipfile(path) else "is cut off"
+        if problem:
+            raise UserError(f"--resume: {folder} is no whole state of a run: {name} {problem}")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What stands in a state's JSON file; kohya's scripts write epoch and step alone."""
+    try:
+        facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        kinds = FACTS if "seed" in facts else {"current_epoch": int, "current_step": int}
+        if all(isinstance(facts[name], kind) for name, kind in kinds.items()):
+            return facts
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken")
+
+
+def read_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:
+    """Where a state stands; of one by kohya's scripts its step tells, and the seed is that of the options."""
+    facts = read_facts(folder)
+    if "seed" not in facts:
+        state = state_at_step(facts["current_step"], plan, seed)
+        state.epoch_finished = True
+        return state
+    return LoopState(
+        epoch=facts["current_epoch"],
+        step=facts["current_step"],
+        batch=facts["batch_in_epoch"],
+        seed=facts["seed"],
+        epoch_finished=facts["epoch_finished"],
+        stops=facts["stops"],
+        losses=LossRecorder(facts["losses"]),
+    )
+
+
+def resumed_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:
+    """Where training goes on; UserError where nothing is left to do."""
+    state = read_state(folder, plan, seed)
+    if state.step > plan.max_train_steps or (state.step == plan.max_train_steps and state.epoch_finished):
+        raise UserError(
+            f"--resume: the state is at step {state.step} and training ends at {plan.max_train_steps}; "
+            "give a larger --max_train_epochs or --max_train_steps"
+        )
+    if state.epoch_finished and state.batch >= plan.batches_per_epoch:
+        state.epoch, state.batch = state.epoch + 1, 0
+    state.epoch_finished = False
+    return state
+
+
+def state_at_step(step: int, plan: StepPlan, seed: int) -> LoopState:
+    """The place of a step in a run that began at the beginning."""
+    epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+    return LoopState(epoch + 1, step, step_in_epoch * plan.accumulation, seed)
+
+
+def made_with(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, Any]:
+    """What a state tells of its run, for a run that goes on from it to compare."""
+    return {
+        "optimizer_type": optimizer_name(options),
+        "network_module": network_module(options),
+        "batches_per_epoch": plan.batches_per_epoch,
+    }
+
+
+def check_state(options: TrainNetworkOptions, folder: Path) -> None:
+    """UserError where a state is not whole or is of another network or optimizer than the options'."""
+    require_whole(folder)
+    facts, module = read_facts(folder), network_module(options)
+    optimizer, made_by = optimizer_name(options), facts.get("optimizer_type")
+    problems = []
+    if made_by and find_spec(made_by).path != find_spec(optimizer).path:
+        problems.append(f"it is of --optimizer_type {made_by}, and this run has {optimizer}")
+    if options.mixed_precision == "fp16" and not (folder / SCALER_FILE).is_file():
+        problems.append("it was made without --mixed_precision fp16, which this run has")
+    if facts.get("network_module", module) != module:
+        problems.append(f"it is of --network_module {facts['network_module']}, and this run has {module}")
+    elif module.startswith("networks."):
+        problems += layer_problems(options, read_shapes(folder / WEIGHTS_FILE, "--resume"), module)
+    if problems:
+        raise UserError(*(f"--resume: the state in {folder} does not fit this run: {problem}" for problem in problems))
+
+
+def layer_problems(options: TrainNetworkOptions, shapes: Shapes, module: str) -> list[str]:
+    """What differs between the layers and ranks of a state and those that the options ask for."""
+    layers, problems = {name.partition(".")[0] for name in shapes}, []
+    for prefix, (part, without) in PARTS.items():
+        count = sum(layer.startswith(prefix) for layer in layers)
+        if count and getattr(options, without):
+            problems.append(f"it has {counted(count, 'layer')} of the {part}, and --{without} leaves these out")
+        elif not count and not getattr(options, without):
+            problems.append(f"it has no layers of the {part}, which this run trains; give --{without}")
+    if importlib.util.find_spec(f"{module}_arguments"):
+        problems += rank_problems(options, shapes, importlib.import_module(f"{module}_arguments"))
+    return problems
+
+
+def rank_problems(options: TrainNetworkOptions, shapes: Shapes, rules: ModuleType) -> list[str]:
+    """The same of ranks and convolutions, by the rules of the network's module."""
+    arguments, problems = network_arguments(options), []
+    count = sum(1 for name, shape in shapes.items() if "lora_down" in name and shape and shape[2:] == (3, 3))
+    if hasattr(rules, "wants_convolutions") and bool(count) != rules.wants_convolutions(arguments):
+        found, given = (counted(count, "layer"), "no conv_dim") if count else ("no layers", "conv_dim")
+        problems.append(f"it has {found} of 3x3 convolutions, and --network_args here have {given}")
+    compares = hasattr(rules, "other_ranks") and not options.dim_from_weights
+    if compares and (other := rules.other_ranks(shapes, options.network_dim, arguments)):
+        problems.append(f"it has {other}")
+    return problems
+
+
+def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> list[str]:
+    """What is not as in a run that was never interrupted."""
+    facts, notes = read_facts(folder), []
+    if "seed" not in facts:
+        state = read_state(folder, plan, options.seed or 0)
+        return [
+            f"--resume: {folder} is a state of kohya's scripts, which lacks seed, place and losses: the order of "
+            f"pictures and the noise follow {'--seed' if options.seed is not None else 'a seed that is drawn'}, the "
+            f"place is that of step {state.step}: {counted(state.batch, 'batch', 'batches')} into epoch {state.epoch}"
+        ]
+    if options.seed not in (None, facts["seed"]):
+        notes.append(f"--seed {options.seed} has no effect: training goes on with the state's, {facts['seed']}")
+    before = facts.get("batches_per_epoch", plan.batches_per_epoch)
+    if before != plan.batches_per_epoch:
+        notes.append(
+            f"--resume: an epoch had {before} batches and now has {plan.batches_per_epoch}: "
+            "the pictures or the batch size are others, and so is the order from here on"
+        )
+    return notes

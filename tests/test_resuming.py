@@ -1,0 +1,410 @@
+"""A run that was stopped and goes on ends in the same bits, with the same files and curves, as one that was not."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import get_constant_schedule_with_warmup
+
+from library.errors import Stopped, UserError
+from library.options.groups import SavingOptions
+from library.training.network_recipe import NetworkRecipe
+from library.training.optimizers import OPTIMIZERS, find_spec
+from library.training.resuming import newest_state
+from library.training.saving import OutputNames
+from tests import tiny
+from tests.conftest import RUNS_SLOW_TESTS
+from tests.results import curves, weights_equal
+from train_network import train
+
+ROOT = Path(__file__).parents[1]
+COMMON = dict(
+    max_train_epochs=2, lr_scheduler="cosine", lr_warmup_steps=2, shuffle_caption=True, flip_aug=True, keep_tokens=1,
+    caption_dropout_rate=0.2,
+)  # fmt: skip
+UNCACHED = dict(cache_latents=False, color_aug=True, random_crop=True)
+SETTINGS = {  # options, and the batch (of 16, 8 an epoch) that is computed when Ctrl-C comes
+    "first batch": (dict(), 1),
+    "epoch end": (dict(save_every_n_epochs=1), 8),
+    "accumulation": (dict(gradient_accumulation_steps=3), 4),
+    "dropouts": (
+        dict(network_dropout=0.1, network_args=["rank_dropout=0.2", "module_dropout=0.2"], gradient_checkpointing=True),
+        11,
+    ),
+    "noise": (dict(UNCACHED, noise_offset=0.1, multires_noise_iterations=3, ip_noise_gamma=0.1), 5),
+    "workers": (dict(UNCACHED, max_data_loader_n_workers=2, gradient_accumulation_steps=2), 9),
+    "persistent": (dict(UNCACHED, max_data_loader_n_workers=2, persistent_data_loader_workers=True), 12),
+    "bf16": (dict(mixed_precision="bf16", full_bf16=True, scale_weight_norms=0.01), 6),
+    "U-Net alone": (dict(network_train_unet_only=True, train_batch_size=2, network_args=["conv_dim=2"]), 3),
+}
+
+
+def of_optimizer(name: str) -> dict:
+    """Options of a run with this optimizer, whose state is really of 8 bits where it can be."""
+    arguments = ["min_8bit_size=16"] if "8bit" in name else None
+    rate = 1.0 if find_spec(name).adapts_lr else 1e-3
+    return dict(optimizer_type=name, learning_rate=rate, optimizer_args=arguments, network_train_unet_only=True)
+
+
+OFTEN = ("AdamW8bit", "Prodigy", "AdamWScheduleFree")
+VARIANTS = SETTINGS | {name: (of_optimizer(name), 5) for name in OPTIMIZERS}
+SLOW = VARIANTS.keys() - OFTEN - {"epoch end", "accumulation", "workers", "dropouts"}
+
+
+@contextmanager
+def ctrl_c_in_batch(number: int, sign: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """The signal comes while the run computes its batch of this number."""
+    loss, count = NetworkRecipe.loss, 0
+
+    def counted_loss(self, batch):
+        nonlocal count
+        count += 1
+        if count == number:
+            signal.raise_signal(sign)
+        return loss(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkRecipe, "loss", counted_loss)
+        yield
+
+
+def all_curves(*folders: Path) -> dict[str, list[tuple[int, float]]]:
+    """The points of runs that followed each other."""
+    joined: dict[str, list[tuple[int, float]]] = {}
+    for folder in folders:
+        for tag, points in curves(folder).items():
+            joined.setdefault(tag, []).extend(points)
+    return joined
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in VARIANTS]
+)
+def test_a_stopped_run_goes_on_to_the_same_bits_and_curves(variant, tiny_folder, pictures, tmp_path):
+    options, last_batch = VARIANTS[variant]
+
+    def arguments(name: str, logs: str, **more) -> list[str]:
+        where = dict(logging_dir=tmp_path / logs)
+        return tiny.arguments(tiny_folder, pictures, tmp_path / name, **(COMMON | options | where | more))
+
+    train(arguments("whole", "logs 1"))
+    whole = tmp_path / "whole" / "lora.safetensors"
+    accumulation = options.get("gradient_accumulation_steps", 1)
+    for batch in range(1, 16, 2) if RUNS_SLOW_TESTS and variant in SETTINGS else [last_batch]:
+        name, logs = f"parts {batch}", f"logs {batch}"
+        epoch, in_epoch = divmod(batch - 1, 8)
+        step = epoch * -(-8 // accumulation) + in_epoch // accumulation + 1
+        if options.get("train_batch_size"):
+            step = batch
+        with ctrl_c_in_batch(batch), pytest.raises(Stopped, match=f"stopped at step {step} of .* by Ctrl-C"):
+            train(arguments(name, f"{logs} a"))
+        assert {path.name for path in (tmp_path / name).iterdir() if "-step" in path.name} == {
+            f"lora-step{step:08d}.safetensors",
+            f"lora-step{step:08d}-state",
+        }
+        train(arguments(name, f"{logs} b", resume="auto", seed=None))
+        assert weights_equal(whole, tmp_path / name / "lora.safetensors")
+        parts = all_curves(tmp_path / f"{logs} a", tmp_path / f"{logs} b")
+        assert parts == all_curves(tmp_path / "logs 1")
+
+
+def test_after_a_stop_the_same_files_are_left_as_without(tiny_folder, pictures, tmp_path):
+    """Also those that a run had not come to remove: here step 2, which goes when step 6 is there."""
+    keep = dict(
+        save_every_n_steps=2, save_last_n_steps=2, save_last_n_steps_state=4, save_every_n_epochs=1,
+        save_last_n_epochs=1, save_state=True, **COMMON | dict(max_train_epochs=3),
+    )  # fmt: skip
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "whole", **keep))
+    output = tmp_path / "parts"
+    with ctrl_c_in_batch(7), pytest.raises(Stopped):
+        train(tiny.arguments(tiny_folder, pictures, output, **keep))
+    (output / "lora-step00000002.safetensors").touch()
+    (output / "lora-step00000006.safetensors").touch()
+    with ctrl_c_in_batch(9), pytest.raises(Stopped):
+        train(tiny.arguments(tiny_folder, pictures, output, resume="auto", **keep))
+    assert not (output / "lora-step00000002.safetensors").exists()
+    train(tiny.arguments(tiny_folder, pictures, output, resume="auto", **keep))
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "whole", output)]
+    assert names[0] == names[1]
+    assert weights_equal(tmp_path / "whole" / "lora.safetensors", output / "lora.safetensors")
+
+
+def test_a_state_of_an_epochs_last_step_is_followed_by_what_ends_the_epoch(tiny_folder, pictures, tmp_path):
+    """A run that was killed after its last step and before its last save lacks nothing when it goes on."""
+    common = dict(save_every_n_steps=4, save_every_n_epochs=1, save_state=True, max_train_epochs=2)
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "whole", **common))
+    for step, lost in ((8, ("lora-000001.safetensors", "lora.safetensors")), (16, ("lora.safetensors",))):
+        resume = tmp_path / "whole" / f"lora-step{step:08d}-state"
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / f"{step}", resume=resume, **common))
+        for name in lost:
+            assert weights_equal(tmp_path / "whole" / name, tmp_path / f"{step}" / name)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
+    """The pictures and the output of a run of 7 steps with states of steps 3, 6 and 7."""
+    folder = tmp_path_factory.mktemp("finished")
+    pictures, output = tiny.write_pictures(folder / "train"), folder / "输出 a[1]"
+    options = dict(save_every_n_steps=3, save_state=True, resume="auto", max_train_epochs=None, max_train_steps=7)
+    train(tiny.arguments(tiny_folder, pictures, output, **options))
+    return pictures, output
+
+
+def test_auto_takes_the_newest_whole_state(finished, tmp_path, caplog):
+    output = tmp_path / "copy"
+    shutil.copytree(finished[1], output)
+    names = OutputNames(SavingOptions(output_dir=str(output), output_name="lora"))
+    (output / ".lora-step00000009-state-unfinished").mkdir()
+    (output / "lora-step00000008-state").mkdir()
+    (output / "other-step00000099-state").mkdir()
+    assert newest_state(names) == output / "lora-state"
+    assert "lora-step00000008-state is no whole state of a run: train_state.json is missing" in caplog.text
+    os.utime(output / "lora-step00000006-state" / "train_state.json", (1, 1))
+    for step in (6, 7):
+        shutil.copytree(output / "lora-step00000006-state", output / f"lora-00000{step}-state")
+        os.utime(output / f"lora-00000{step}-state" / "train_state.json", (step, step))
+    shutil.rmtree(output / "lora-state")
+    assert newest_state(names) == output / "lora-000007-state"
+    for folder, name in (("lora-000007-state", "optimizer.bin"), ("lora-000006-state", "model.safetensors")):
+        os.truncate(output / folder / name, (output / folder / name).stat().st_size - 10)
+    (output / "lora-step00000006-state" / "model.safetensors").unlink()
+    assert newest_state(names) == output / "lora-step00000003-state"
+    shutil.rmtree(output / "lora-step00000003-state")
+    assert newest_state(names) is None
+    assert newest_state(OutputNames(SavingOptions(output_dir=str(tmp_path / "none")))) is None
+
+
+def test_states_of_a_run_without_a_name_are_its_own():
+    names = OutputNames(SavingOptions(output_dir="out"))
+    mine = [names.state_of(path).name for path in (names.epoch(3), names.step(12), names.final())]
+    assert all(names.is_state(name) for name in mine)
+    assert not any(names.is_state(name) for name in ("lora-state", "at-state", "last-000001-state", ".last-state"))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"network_dim": 8}, "it has rank 4, but --network_dim is 8; give --network_dim 4"),
+        ({"network_train_unet_only": True}, "18 layers of the text encoder, and --network_train_unet_only leaves "),
+        ({"network_args": ["conv_dim=2"]}, "it has no layers of 3x3 convolutions, and --network_args here have conv"),
+        ({"optimizer_type": "Lion"}, "it is of --optimizer_type AdamW, and this run has Lion"),
+        ({"optimizer_args": ["amsgrad=True"], "network_args": ["loraplus_lr_ratio=4"]}, "groups of "),
+        ({"max_train_steps": 7}, "the state is at step 7 and training ends at 7"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_a_mistake(given, sentence, finished, tiny_folder, tmp_path):
+    pictures, output = finished
+    options = dict(resume=output / "lora-state", max_train_epochs=None, max_train_steps=9) | given
+    with pytest.raises(UserError, match=sentence):
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / "out", **options))
+
+
+def test_what_a_state_decides_is_said(finished, tiny_folder, tmp_path, capsys):
+    pictures, output = finished
+    options = dict(resume=output / "lora-state", max_train_epochs=None, max_train_steps=8, train_batch_size=2, seed=5)
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "out", **options))
+    said = capsys.readouterr().err
+    assert "--seed 5 has no effect: training goes on with the state's, 1" in said
+    assert "--resume: an epoch had 8 batches and now has 4: the pictures or the batch size are others" in said
+
+
+# --- states of kohya's scripts ---------------------------------------------------------------------------------------
+
+
+class KohyaLora(torch.nn.Module):
+    """What one layer has in kohya's networks."""
+
+    def __init__(self, down: list[int], up: list[int]):
+        super().__init__()
+        self.register_buffer("alpha", torch.tensor(1))
+        self.lora_down, self.lora_up = torch.nn.Module(), torch.nn.Module()
+        self.lora_down.weight = torch.nn.Parameter(torch.randn(down))
+        self.lora_up.weight = torch.nn.Parameter(torch.randn(up))
+
+
+def write_kohya_state(folder: Path, shapes: dict[str, list[int]], steps: int) -> dict[str, dict[str, torch.Tensor]]:
+    """A state as kohya's script has accelerate write it; returns weights and moments by the parameters' names."""
+    torch.manual_seed(3)
+    network = torch.nn.Module()
+    for layer in dict.fromkeys(name.partition(".")[0] for name in shapes):
+        sides = [shapes[f"{layer}.lora_{side}.weight"] for side in ("down", "up")]
+        network.add_module(layer, KohyaLora(*sides))
+    named = dict(network.named_parameters())
+    parts = [[value for name, value in named.items() if name.startswith(part)] for part in ("lora_te", "lora_unet")]
+    optimizer = torch.optim.AdamW([{"params": part, "lr": 1e-3} for part in parts], lr=1e-3)
+    schedule = get_constant_schedule_with_warmup(optimizer, 10)
+    accelerator = Accelerator(cpu=True)
+    network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
+    for _ in range(steps):
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        schedule.step()
+    accelerator.save_state(str(folder))
+    (folder / "train_state.json").write_text(json.dumps({"current_epoch": 1, "current_step": steps}))
+    return {"weights": named, "moments": {name: optimizer.state[value]["exp_avg"] for name, value in named.items()}}
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("tiny_file", "sd15_default"), ("tiny_sd2_file", "sd21_default")])
+def test_a_state_of_kohyas_script_goes_on_here(kind, keys, request, pictures, tmp_path, capsys):
+    """The names and their order are those of a file that kohya's script wrote, as far as the toy has the layers."""
+    model = request.getfixturevalue(kind)
+    options = dict(max_train_epochs=None, lr_scheduler="constant_with_warmup", lr_warmup_steps=10)
+    train(tiny.arguments(model, pictures, tmp_path / "first", max_train_steps=1, **options))
+    ours = {name: list(value.shape) for name, value in load_file(tmp_path / "first" / "lora.safetensors").items()}
+    golden = json.loads(gzip.decompress((ROOT / "tests/data/keys" / f"{keys}.json.gz").read_bytes()))
+    assert ours.keys() <= golden.keys()
+    shapes = {
+        name: ours[name] + [1, 1] * (len(shape) - len(ours[name]) > 1) for name, shape in golden.items() if name in ours
+    }
+    wanted = write_kohya_state(tmp_path / "kohya-state", shapes, steps=5)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    found = {}
+
+    def look(recipe: NetworkRecipe, state) -> None:
+        named = dict(recipe.network.named_parameters())
+        found["weights"] = {name: value.detach().clone() for name, value in named.items()}
+        found["moments"] = {name: recipe.optimizer.state[value]["exp_avg"].clone() for name, value in named.items()}
+
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkRecipe, "sample_at_first", look)
+        logs, resume = tmp_path / "logs", tmp_path / "kohya-state"
+        given = dict(resume=resume, logging_dir=logs, save_state=True, max_train_steps=10, skip_until_initial_step=True)
+        train(tiny.arguments(model, pictures, tmp_path / "out", **given, **options))
+    for what, tensors in wanted.items():
+        assert tensors.keys() == found[what].keys()
+        assert all(torch.equal(found[what][name].flatten(), value.flatten()) for name, value in tensors.items())
+    said = capsys.readouterr().err
+    assert said.count("is a state of kohya's scripts") == 1 and "5 batches into epoch 1" in said
+    assert curves(logs)["lr/unet"] == [(step, pytest.approx(step * 1e-4)) for step in range(6, 11)]
+    facts = json.loads((tmp_path / "out" / "lora-state" / "train_state.json").read_text())
+    assert [facts[name] for name in ("current_epoch", "current_step", "batch_in_epoch", "seed")] == [2, 10, 2, 1]
+
+
+# --- requests to stop ------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_and_a_stop_file_stop_a_run_and_an_old_file_does_not(tiny_folder, pictures, tmp_path, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "STOP").touch()
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ctrl_c_in_batch(3, signal.SIGTERM), pytest.raises(Stopped, match="stopped at step 3 of 8 by SIGTERM"):
+        train(tiny.arguments(tiny_folder, pictures, output))
+    assert "STOP was there before this run began, and was removed" in capsys.readouterr().err
+
+    def leave_file(recipe: NetworkRecipe) -> None:
+        (output / "STOP.txt").touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkRecipe, "weights_updated", leave_file)
+        with pytest.raises(Stopped, match=r"stopped at step 4 of 8 by the file .*STOP\.txt"):
+            train(tiny.arguments(tiny_folder, pictures, output, resume="auto"))
+    assert not (output / "STOP.txt").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_ends_at_once(tiny_folder, pictures, tmp_path):
+    with ctrl_c_in_batch(2), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkRecipe, "stop", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny.arguments(tiny_folder, pictures, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        ("ctrl-c", 3),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("term", 3), ("file", 3), ("twice", 130))),
+    ],
+)
+def test_a_process_that_is_asked_to_stop_saves_and_tells_how_to_go_on(cause, code, tiny_file, pictures, tmp_path):
+    """A terminal sends Ctrl-C to all processes in the foreground, so to workers that load pictures as well."""
+    output = tmp_path / "输出"
+    options = dict(
+        UNCACHED, max_train_epochs=None, max_train_steps=10, save_every_n_steps=2, gradient_accumulation_steps=4,
+        max_data_loader_n_workers=2, persistent_data_loader_workers=True, shuffle_caption=True,
+    )  # fmt: skip
+    words = [sys.executable, "train_network.py", *tiny.arguments(tiny_file, pictures, output, **options)]
+    with open(tmp_path / "said.txt", "wb") as said:
+        run = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+    while not (output / "lora-step00000002.safetensors").exists():
+        assert run.poll() is None, (tmp_path / "said.txt").read_text(encoding="utf-8")[-2000:]
+        time.sleep(0.02)
+    if cause == "file":
+        (output / "STOP").touch()
+    else:
+        os.killpg(run.pid, signal.SIGTERM if cause == "term" else signal.SIGINT)
+    if cause == "twice":
+        while "Ctrl-C once more" not in (tmp_path / "said.txt").read_text(encoding="utf-8"):
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(120) == code
+    text = (tmp_path / "said.txt").read_text(encoding="utf-8")
+    assert "Traceback" not in text, text[-3000:]
+    if cause == "twice":
+        return
+    assert not (output / "STOP").exists()
+    assert "to go on, give the same command with --resume auto" in text.splitlines()[-1]
+    train(tiny.arguments(tiny_file, pictures, output, resume="auto", **options))
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "whole", **options))
+    assert weights_equal(output / "lora.safetensors", tmp_path / "whole" / "lora.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is for Linux and macOS")
+def test_two_processes_stop_at_the_same_step_and_go_on(tiny_file, pictures, tmp_path):
+    """The first process alone looks for the file; both end after the same step."""
+    options = dict(max_train_epochs=None, max_train_steps=40, save_every_n_steps=5, flip_aug=True)
+    launch = ["--quiet", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def start(name: str, **more) -> subprocess.Popen:
+        arguments = tiny.arguments(tiny_file, pictures, tmp_path / name, **options, **more)
+        words = [*launch, "--mixed_precision", "no", "train_network.py", *arguments]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *words]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
+
+    run = start("parts")
+    while not (tmp_path / "parts" / "lora-step00000005.safetensors").exists():
+        assert run.poll() is None, run.stderr.read()[-3000:]
+        time.sleep(0.05)
+    (tmp_path / "parts" / "STOP").touch()
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 1 and "by the file" in said and "exitcode  : 3" in said, said[-3000:]
+    for name in ("parts", "whole"):
+        run = start(name, resume="auto")
+        _, said = run.communicate(timeout=600)
+        assert run.returncode == 0, said[-3000:]
+    assert weights_equal(*(tmp_path / name / "lora.safetensors" for name in ("parts", "whole")))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to a process")
+def test_ctrl_c_before_training_ends_at_once_and_leaves_nothing(tiny_file, pictures, tmp_path):
+    words = [sys.executable, "train_network.py", *tiny.arguments(tiny_file, pictures, tmp_path / "out")]
+    run = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
+    said = b""
+    while b"caching latents" not in said:
+        assert (piece := os.read(run.stderr.fileno(), 1000)), said.decode()
+        said += piece
+    run.send_signal(signal.SIGINT)
+    rest = run.stderr.read().decode()
+    assert run.wait(60) == 130 and rest.splitlines()[-1] == "stopped by Ctrl-C"
+    assert not (tmp_path / "out").exists()
