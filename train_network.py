@@ -10,6 +10,7 @@ from library.logs import start_logging
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.preflight import preflight, report
+from library.recipes.overview import show_overview
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,13 @@ def train(argv: list[str] | None = None, family: str | None = None) -> None:
     start_logging(options)
     checked = preflight(options, family)
     report(options, checked)
+    if options.dry_run:
+        show_overview(checked)
     if options.debug_dataset:
         from library.recipes.debug_dataset import show_dataset  # numpy and OpenCV, but no torch
 
         show_dataset(options, checked)
+    if options.dry_run or options.debug_dataset:
         return
 
     from library.recipes.network import train_network  # torch, diffusers and transformers from here on

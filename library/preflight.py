@@ -11,18 +11,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from library.dataset.audit import Audit, audit_of
 from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
 from library.dataset.captions import possible_captions
+from library.dataset.picture_files import Decoded
+from library.dataset.picture_index import PictureIndex
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import (
     ScannedDataset,
     as_decoded,
-    paths_of,
     scan_dataset,
     verify_pictures,
     write_info_caches,
 )
 from library.dataset.validation import split_validation
+from library.disk_space import DiskNeed, check_disk_space, disk_needs
 from library.errors import UserError, counted, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip, model_warnings
@@ -57,6 +60,9 @@ class Preflight:
     prompts: list[SamplePrompt]
     plan: StepPlan
     resume: Path | None  # the state folder to go on from
+    audit: Audit
+    disk_needs: list[DiskNeed]
+    disk_warnings: list[str]
 
 
 def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
@@ -93,14 +99,15 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     if is_main_process():
         attempt(check_trackers, options)
-    scanned = attempt(scan_dataset, options)
-    if scanned is not None:
-        scanned = attempt(decode_all, scanned)
+    index = PictureIndex()
+    scanned = attempt(scan_dataset, options, None, index)
+    decoded = None if scanned is None else attempt(decode_all, scanned, index)
+    scanned = None if decoded is None else as_decoded(scanned, decoded)
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
     split = scanned and attempt(split_validation, scanned, options.seed, options.dataset_config)
-    if options.huggingface_repo_id and not problems and is_main_process():
+    if options.huggingface_repo_id and not problems and is_main_process() and not options.dry_run:
         attempt(check_uploads, options)
     if problems:
         raise UserError(*problems)
@@ -110,15 +117,30 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
-    return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume)
+    needs = disk_needs(options, checkpoint, family, scanned, choices, plan)
+    warnings = check_disk_space(needs)
+    audit = audit_of(options, scanned, choices, decoded, index)
+    return Preflight(
+        checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume, audit, needs, warnings
+    )
 
 
-def decode_all(scanned: ScannedDataset) -> ScannedDataset:
-    """Decode every picture once, so that a damaged one is named now and not after hours; sizes are then certain."""
-    count = len(paths_of(scanned.records))
-    with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
-        decoded = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
-    return as_decoded(scanned, decoded)
+def decode_all(scanned: ScannedDataset, index: PictureIndex) -> dict[Path, Decoded]:
+    """Decode every picture once, so that a damaged one is named now and not after hours.
+
+    Those that are damaged are decoded again at the next start, the others only when they have changed.
+    """
+    with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            return verify_pictures(scanned.records, progress=progress, index=index)
+        finally:  # what is known by now is kept, also after Ctrl-C
+            if is_main_process():
+                index.write()
 
 
 def plan_of(
@@ -156,7 +178,8 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
             "--cache_text_encoder_outputs_to_disk has no effect on this model: outputs are kept in memory, "
             "and computed once at every start"
         )
-    for note in checked.scanned.notes + validation_notes(options, checked) + warmup_notes(options, checked.plan):
+    notes = validation_notes(options, checked) + warmup_notes(options, checked.plan) + checked.disk_warnings
+    for note in checked.scanned.notes + checked.audit.warnings + notes:
         logger.warning(note)
     if checked.validation:
         logger.info("validation: held out of training: %s", counted(len(checked.validation.records), "picture"))
