@@ -100,9 +100,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if is_main_process():
         attempt(check_trackers, options)
     index = PictureIndex()
-    scanned = attempt(scan_dataset, options, None, index)
-    decoded = None if scanned is None else attempt(decode_all, scanned, index)
-    scanned = None if decoded is None else as_decoded(scanned, decoded)
+    scanned, decoded = attempt(read_dataset, options, index) or (None, {})
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
@@ -111,7 +109,6 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
         attempt(check_uploads, options)
     if problems:
         raise UserError(*problems)
-    resume = fetch_state(options) if options.resume_from_huggingface else options.resume and Path(options.resume)
     cache_notes = write_info_caches(scanned)
     scanned, validation = split
     scanned.notes += cache_notes
@@ -119,28 +116,31 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     plan = plan_of(options, scanned, choices, repeats)
     needs = disk_needs(options, checkpoint, family, scanned, choices, plan)
     warnings = check_disk_space(needs)
+    resume = fetch_state(options) if options.resume_from_huggingface else options.resume and Path(options.resume)
     audit = audit_of(options, scanned, choices, decoded, index)
     return Preflight(
         checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume, audit, needs, warnings
     )
 
 
-def decode_all(scanned: ScannedDataset, index: PictureIndex) -> dict[Path, Decoded]:
-    """Decode every picture once, so that a damaged one is named now and not after hours.
+def read_dataset(options: TrainNetworkOptions, index: PictureIndex) -> tuple[ScannedDataset, dict[Path, Decoded]]:
+    """The dataset, and what its pictures turned out to be: each is decoded, so that a damaged one is named now.
 
-    Those that are damaged are decoded again at the next start, the others only when they have changed.
+    What `index` remembers is not read again; what is known in the end is kept, also after a mistake or Ctrl-C.
     """
-    with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
+    try:
+        scanned = scan_dataset(options, index=index)
+        with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
 
-        try:
-            return verify_pictures(scanned.records, progress=progress, index=index)
-        finally:  # what is known by now is kept, also after Ctrl-C
-            if is_main_process():
-                index.write()
+            decoded = verify_pictures(scanned.records, progress=progress, index=index)
+    finally:
+        if is_main_process():
+            index.write()
+    return as_decoded(scanned, decoded), decoded
 
 
 def plan_of(

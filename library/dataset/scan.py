@@ -91,7 +91,7 @@ def scan(
             if progress:
                 progress(len(records) + len(unreadable), num_pictures)
     if unreadable:  # say at once what else is damaged
-        unreadable += decode_pictures(paths_of(records))[1]
+        unreadable += _decoded(records, index)[1]
     problems = [_unreadable(sorted(unreadable))] if unreadable else []
     problems += [problem for folder in folders for problem in folder.problems]
     if not problems and not any(folder.pictures for folder in folders if not folder.subset.is_reg):
@@ -118,12 +118,22 @@ def verify_pictures(
 
     All that are damaged are named in one UserError.
     """
-    paths, index = paths_of(records), index or PictureIndex()
-    known = index.known(paths)
-    decoded, damaged = decode_pictures(paths - known.keys(), num_threads, progress, index.note)
+    decoded, damaged = _decoded(records, index or PictureIndex(), num_threads, progress)
     if damaged:
         raise UserError(_unreadable(damaged))
-    return known | decoded
+    return decoded
+
+
+def _decoded(
+    records: Iterable[ImageRecord],
+    index: PictureIndex,
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[Path, Decoded], list[str]]:
+    paths = paths_of(records)
+    known = index.known(paths)
+    decoded, damaged = decode_pictures(paths - known.keys(), num_threads, progress, index.note)
+    return known | decoded, damaged
 
 
 def paths_of(records: Iterable[ImageRecord]) -> set[Path]:
