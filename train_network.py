@@ -12,6 +12,7 @@ from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.options.places import problems_in_place
 from library.preflight import preflight, problems_of_files, report
+from library.recipes.overview import show_overview
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,13 @@ def train_as_asked(options: TrainNetworkOptions, family: str | None = None) -> N
     start_logging(options)
     checked = preflight(options, family)
     report(options, checked)
+    if options.dry_run:
+        show_overview(checked)
     if options.debug_dataset:
         from library.recipes.debug_dataset import show_dataset  # numpy and OpenCV, but no torch
 
         show_dataset(options, checked)
+    if options.dry_run or options.debug_dataset:
         return
 
     from library.recipes.network import train_network  # torch, diffusers and transformers from here on

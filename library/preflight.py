@@ -14,18 +14,21 @@ from typing import Any
 
 from tqdm import tqdm
 
+from library.dataset.audit import Audit, audit_of
 from library.dataset.buckets import BucketChoice, bucket_info, choose_buckets_of, repeats_of
 from library.dataset.captions import possible_captions
+from library.dataset.picture_files import Decoded
+from library.dataset.picture_index import PictureIndex
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import (
     ScannedDataset,
     as_decoded,
-    paths_of,
     scan_dataset,
     verify_pictures,
     write_info_caches,
 )
 from library.dataset.validation import split_validation
+from library.disk_space import DiskNeed, check_disk_space, disk_needs
 from library.errors import UserError, counted, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip, model_warnings
@@ -62,6 +65,9 @@ class Preflight:
     prompts: list[SamplePrompt]
     plan: StepPlan
     resume: Path | None  # the state folder to go on from
+    audit: Audit
+    disk_needs: list[DiskNeed]
+    disk_warnings: list[str]
 
 
 class Problems(list[str]):
@@ -119,9 +125,8 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
     if is_main_process():
         attempt(check_trackers, options)
-    scanned = attempt(scan_dataset, options)
-    if scanned is not None:
-        scanned = attempt(decode_all, scanned)
+    index = PictureIndex()
+    scanned, decoded = attempt(read_dataset, options, index) or (None, {})
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
@@ -129,11 +134,11 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     resume = None if options.resume_from_huggingface else attempt(state_to_resume, options)
     if resume:
         attempt(check_state, options, resume)
-    if options.huggingface_repo_id and not problems and is_main_process():
+    if options.huggingface_repo_id and not problems and is_main_process() and not options.dry_run:
         attempt(check_uploads, options)
     if problems:
         raise UserError(*problems)
-    if options.resume_from_huggingface:
+    if options.resume_from_huggingface and not options.dry_run:
         resume = fetch_state(options)
         check_state(options, resume)
     cache_notes = write_info_caches(scanned) if is_main_process() else []
@@ -141,15 +146,32 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
-    return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume)
+    needs = disk_needs(options, checkpoint, family, scanned, choices, plan)
+    warnings = check_disk_space(needs)
+    audit = audit_of(options, scanned, choices, decoded, index)
+    return Preflight(
+        checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume, audit, needs, warnings
+    )
 
 
-def decode_all(scanned: ScannedDataset) -> ScannedDataset:
-    """Decode every picture once, so that a damaged one is named now and not after hours; sizes are then certain."""
-    count = len(paths_of(scanned.records))
-    with tqdm(total=count, desc="checking pictures", unit="pictures", disable=count < 500) as bar:
-        decoded = verify_pictures(scanned.records, progress=lambda done, _: bar.update(done - bar.n))
-    return as_decoded(scanned, decoded)
+def read_dataset(options: TrainNetworkOptions, index: PictureIndex) -> tuple[ScannedDataset, dict[Path, Decoded]]:
+    """The dataset, and what its pictures turned out to be: each is decoded, so that a damaged one is named now.
+
+    What `index` remembers is not read again; what is known in the end is kept, also after a mistake or Ctrl-C.
+    """
+    try:
+        scanned = scan_dataset(options, index=index)
+        with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            decoded = verify_pictures(scanned.records, progress=progress, index=index)
+    finally:
+        if is_main_process():
+            index.write()
+    return as_decoded(scanned, decoded), decoded
 
 
 def plan_of(
@@ -187,7 +209,8 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
             "--cache_text_encoder_outputs_to_disk has no effect on this model: outputs are kept in memory, "
             "and computed once at every start"
         )
-    for note in checked.scanned.notes + validation_notes(options, checked) + warmup_notes(options, checked.plan):
+    notes = validation_notes(options, checked) + warmup_notes(options, checked.plan) + checked.disk_warnings
+    for note in checked.scanned.notes + checked.audit.warnings + notes:
         logger.warning(note)
     for note in resume_notes(options, checked.plan, checked.resume) if checked.resume else ():
         logger.warning(note)

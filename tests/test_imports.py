@@ -17,7 +17,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
     ("library.training",),
-    ("library.given_files", "library.preflight"),
+    ("library.disk_space", "library.given_files", "library.preflight"),
     ("library.recipes",),
     ("scripts",),  # train_network.py and its kin, and tools/
 ]
@@ -26,9 +26,11 @@ LAYERS: list[tuple[str, ...]] = [
 TORCH_FREE = (
     "train_network",
     "library.dataset.sheet",
+    "library.disk_space",
     "library.errors",
     "library.families.blocks",
     "library.families.agreement",
+    "library.families.clip_vocabulary",
     "library.families.detect",
     "library.families.kinds",
     "library.families.prompt_weights",
@@ -40,6 +42,7 @@ TORCH_FREE = (
     "library.preflight",
     "library.recipes.debug_dataset",
     "library.secrets",
+    "library.recipes.overview",
     "library.training.hub",
     "library.training.losses",
     "library.training.optimizers",

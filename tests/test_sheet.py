@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageFont
 
 from library import pictures as drawing
+from library.dataset import picture_index
 from library.dataset.dataset import TrainingDataset
 from library.dataset.images import to_model_input
 from library.dataset.scan import scan_dataset
@@ -224,10 +225,11 @@ def run(folder: Path, model: Path, output: Path, *more: str, **environment: str)
 
 def test_the_script_shows_the_dataset_and_ends_without_loading_a_model(mixed, tiny_folder, tmp_path):
     output = tmp_path / "输出 folder"
-    before = sorted(tmp_path.rglob("*"))
+    before = set(tmp_path.rglob("*"))
     result = run(mixed, tiny_folder, output)
     assert (result.returncode, [path.name for path in output.iterdir()]) == (0, ["lora-dataset-000001.png"])
-    assert sorted(path for path in tmp_path.rglob("*") if output not in (path, *path.parents)) == before
+    new = {path for path in tmp_path.rglob("*") if output not in (path, *path.parents)} - before
+    assert {path.name for path in new} == {picture_index.NAME}
     assert "shown: 6 of 6 pictures with repeats, 3 of 3 batches, 2 of 2 sizes" in result.stdout
     assert result.stdout.count(CHINESE) == 6 and result.stdout.endswith("lora-dataset-000001.png\n")
     with Image.open(output / "lora-dataset-000001.png") as sheet:

@@ -12,6 +12,7 @@ from PIL import Image, features
 
 from library.dataset.config import Size, SubsetOptions, is_picture_name
 from library.dataset.info_cache import read_sizes
+from library.dataset.picture_index import FolderIndex, PictureIndex
 from library.errors import quoted_list
 
 for _plugin in ("pillow_avif", "pillow_jxl"):  # they register themselves with Pillow
@@ -38,18 +39,19 @@ class Folder:
         return Path(self.subset.image_dir or "", picture)
 
 
-def read_folder(subset: SubsetOptions) -> Folder:
+def read_folder(subset: SubsetOptions, index: PictureIndex) -> Folder:
     """List a subset's folder once and read its captions; what cannot be read is in `problems`."""
     try:
-        with os.scandir(subset.image_dir) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
+        files = index.folder(subset.image_dir)
     except OSError as error:
         return Folder(subset, problems=[f"{subset.image_dir} cannot be read: {error.strerror}"])
+    names = sorted(files.entries)
     pictures, notes = _pictures(subset, names)
     subset, caption_files, more_notes = _find_captions(subset, pictures, names)
-    captions, yet_more_notes, problems = _read_captions(subset, caption_files)
+    captions, yet_more_notes, problems = _read_captions(subset, caption_files, files)
     masks, mask_problems = _find_masks(subset, pictures)
     sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
+    sizes |= {name: known.size_wh for name in pictures if (known := files.picture(name))}
     notes += more_notes + yet_more_notes + size_notes
     return Folder(subset, pictures, captions, masks, sizes, notes=notes, problems=problems + mask_problems)
 
@@ -110,25 +112,27 @@ def _find_captions(
 def _caption_files(pictures: list[str], names: list[str], extension: str) -> dict[str, str]:
     """Picture -> caption file, for those that have one."""
     files = {os.path.normcase(name): name for name in names}  # on Windows a.TXT is a.txt
-    candidates = ((picture, map(os.path.normcase, _caption_names(picture, extension))) for picture in pictures)
+    candidates = ((picture, map(os.path.normcase, caption_names(picture, extension))) for picture in pictures)
     found = ((picture, next((files[key] for key in keys if key in files), None)) for picture, keys in candidates)
     return {picture: file for picture, file in found if file is not None}
 
 
-def _caption_names(picture: str, extension: str) -> list[str]:
+def caption_names(picture: str, extension: str) -> list[str]:
     """Where a picture's caption may be; x_<left>_<top>_<width>_<height>.png, a face cut out, may use that of x."""
     stem = os.path.splitext(picture)[0]
     whole_picture = "_".join(stem.split("_")[:-4])
     return [stem + extension] + ([whole_picture + extension] if whole_picture else [])
 
 
-def _read_captions(subset: SubsetOptions, files: dict[str, str]) -> tuple[dict[str, str], list[str], list[str]]:
+def _read_captions(
+    subset: SubsetOptions, files: dict[str, str], index: FolderIndex
+) -> tuple[dict[str, str], list[str], list[str]]:
     """Picture -> caption, notes, and problems."""
     contents: dict[str, bytes] = {}
     problems = []
     for name in sorted(set(files.values())):
         try:
-            contents[name] = (subset.image_dir / name).read_bytes()
+            contents[name] = index.caption(name)
         except OSError as error:
             problems.append(f"{subset.image_dir / name} cannot be read: {error.strerror}")
     encodings = _encodings(contents)

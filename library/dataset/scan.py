@@ -16,6 +16,7 @@ from library.dataset.info_cache import write_info
 from library.dataset.metadata_file import read_metadata_file, subset_of_in_json
 from library.dataset.own_class import load_own_dataset
 from library.dataset.picture_files import Decoded, Progress, decode_pictures, unreadable_reason, upright_size
+from library.dataset.picture_index import PictureIndex
 from library.dataset.repeat_folders import folder_notes, subsets_from_folders
 from library.errors import UserError, counted, quoted_list
 
@@ -45,7 +46,7 @@ class ScannedDataset:
     own: Any = None  # with --dataset_class: the user's dataset, which takes the place of the records
 
 
-def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDataset:
+def scan_dataset(options: Any, progress: Progress | None = None, index: PictureIndex | None = None) -> ScannedDataset:
     """The dataset of --dataset_class, --dataset_config or --in_json, or of --train_data_dir and --reg_data_dir."""
     if options.dataset_class:
         return ScannedDataset([], [], [], own=load_own_dataset(options))
@@ -55,37 +56,42 @@ def scan_dataset(options: Any, progress: Progress | None = None) -> ScannedDatas
         specs, subsets, notes = [spec_from_flags(options)], [subset_of_in_json(options)], []
     else:
         specs, subsets, notes = [spec_from_flags(options)], subsets_from_folders(options), folder_notes(options)
-    scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk)
+    scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk, index=index)
     scanned = replace(scanned, specs=specs)
     notes = notes + scanned.notes + _face_crop_notes(scanned) + _separator_notes(scanned) + _mask_notes(subsets)
     return replace(scanned, notes=notes)
 
 
 def scan(
-    subsets: list[SubsetOptions], progress: Progress | None = None, latents_suffice: bool = False
+    subsets: list[SubsetOptions],
+    progress: Progress | None = None,
+    latents_suffice: bool = False,
+    index: PictureIndex | None = None,
 ) -> ScannedDataset:
     """Read names, sizes and captions of all pictures; everything unreadable is named in one UserError.
 
-    With latents_suffice, latents on disk stand in for a picture that a metadata file names and that is gone.
+    With latents_suffice, latents on disk stand in for a picture that a metadata file names and that is gone. What
+    `index` remembers is not read again.
     """
+    index = index or PictureIndex()
     folders = [
-        read_metadata_file(subset, latents_suffice) if subset.metadata_file else read_folder(subset)
+        read_metadata_file(subset, latents_suffice) if subset.metadata_file else read_folder(subset, index)
         for subset in subsets
     ]
     num_pictures = sum(len(folder.pictures) for folder in folders)
     records: list[ImageRecord] = []
     unreadable: list[str] = []
-    for index, folder in enumerate(folders):
+    for number, folder in enumerate(folders):
         for name in folder.pictures:
             try:
-                records.append(_record(folder, index, name))
+                records.append(_record(folder, number, name, index))
             except Exception as error:  # Pillow's readers raise many kinds on damaged files
                 path = folder.path(name)
                 unreadable.append(f"{path} ({unreadable_reason(path, error)})")
             if progress:
                 progress(len(records) + len(unreadable), num_pictures)
     if unreadable:  # say at once what else is damaged
-        unreadable += decode_pictures(paths_of(records))[1]
+        unreadable += _decoded(records, index)[1]
     problems = [_unreadable(sorted(unreadable))] if unreadable else []
     problems += [problem for folder in folders for problem in folder.problems]
     if not problems and not any(folder.pictures for folder in folders if not folder.subset.is_reg):
@@ -103,13 +109,31 @@ def _no_pictures(sources: list[str]) -> str:
 
 
 def verify_pictures(
-    records: Iterable[ImageRecord], num_threads: int | None = None, progress: Progress | None = None
+    records: Iterable[ImageRecord],
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+    index: PictureIndex | None = None,
 ) -> dict[Path, Decoded]:
-    """Decode every picture once and return what they are; all that are damaged are named in one UserError."""
-    decoded, damaged = decode_pictures(paths_of(records), num_threads, progress)
+    """Decode every picture that `index` does not know, note it there, and return what all of them are.
+
+    All that are damaged are named in one UserError.
+    """
+    decoded, damaged = _decoded(records, index or PictureIndex(), num_threads, progress)
     if damaged:
         raise UserError(_unreadable(damaged))
     return decoded
+
+
+def _decoded(
+    records: Iterable[ImageRecord],
+    index: PictureIndex,
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[Path, Decoded], list[str]]:
+    paths = paths_of(records)
+    known = index.known(paths)
+    decoded, damaged = decode_pictures(paths - known.keys(), num_threads, progress, index.note)
+    return known | decoded, damaged
 
 
 def paths_of(records: Iterable[ImageRecord]) -> set[Path]:
@@ -234,14 +258,14 @@ def _dirs(scanned: ScannedDataset, is_reg: bool) -> dict[str, dict[str, int]]:
     return dirs
 
 
-def _record(folder: Folder, index: int, name: str) -> ImageRecord:
+def _record(folder: Folder, subset: int, name: str, index: PictureIndex) -> ImageRecord:
     path, caption = folder.path(name), folder.captions.get(name)
     return ImageRecord(
         path=path,
-        size_wh=folder.sizes.get(name) or upright_size(path),
+        size_wh=folder.sizes.get(name) or index.size_of(path) or upright_size(path),
         caption=(folder.subset.class_tokens or "") if caption is None else caption,
         caption_found=caption is not None,
-        subset=index,
+        subset=subset,
         mask_path=folder.masks.get(name),
         is_gone=name in folder.gone,
     )

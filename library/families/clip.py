@@ -1,33 +1,11 @@
 """CLIP text conditioning: the tokenizer, captions longer than 75 tokens, weights in captions, clip_skip."""
 
-from functools import cache
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from library.families.clip_vocabulary import CHUNK, clip_vocabulary
 from library.families.prompt_weights import parse_weights
-
-MERGES_PATH = Path(__file__).parent / "assets" / "clip" / "merges.txt"
-CHUNK = 75  # tokens of content in one pass of the encoder; BOS and EOS make 77
-
-
-def byte_symbols() -> list[str]:
-    """The 256 printable characters that stand for bytes in CLIP's vocabulary, in vocabulary order."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(code) for code in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-
-
-@cache
-def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token -> id, and the merges in order; both follow from the merges file alone (49,408 tokens)."""
-    lines = MERGES_PATH.read_text(encoding="utf-8").splitlines()[1:]
-    merges = [tuple(line.split()) for line in lines]
-    symbols = byte_symbols()
-    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return {token: index for index, token in enumerate(tokens)}, merges
 
 
 def build_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:

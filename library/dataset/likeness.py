@@ -1,0 +1,91 @@
+"""Pictures that are there more than once: the same bytes, or the same look."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from itertools import combinations
+from pathlib import Path
+
+from library.dataset.picture_files import Decoded
+
+MAX_BITS = 3  # of the 64 of the hash, in which pictures that are alike differ
+MAX_COLOUR = 8  # of 255, by which their mean colours differ
+NUM_BANDS = 5  # of bits; hashes that differ in 3 bits are equal in 2 bands or more
+MIN_BITS_SET = 5  # pictures with hardly an edge look alike without being so
+MAX_NEIGHBOURS = 16  # of the looks that share two bands, how many each is compared with
+
+Look = tuple[int, int]  # as by picture_files.look_of
+Groups = list[list[Path]]  # sorted, each of two pictures or more
+
+
+def same_pictures(decoded: Mapping[Path, Decoded]) -> Groups:
+    """Groups of files with the same bytes."""
+    return _groups((path, (picture.content, picture.num_bytes)) for path, picture in decoded.items())
+
+
+def like_pictures(decoded: Mapping[Path, Decoded]) -> Groups:
+    """Groups of pictures whose looks differ in few bits, without those that only have the same bytes.
+
+    Each look is put into the ten combinations of two of its five bands (W. Manku et al., "Detecting near-duplicates
+    for web crawling", 2007, section 3), and compared with its next neighbours there: time grows with the number of
+    pictures, not with its square. Where very many pictures look nearly alike, some pairs are not found.
+    """
+    in_order = sorted(decoded, key=str, reverse=True)
+    first_of = {(decoded[path].content, decoded[path].num_bytes): path for path in in_order}
+    looks = {path: (decoded[path].look, decoded[path].colour) for path in first_of.values()}
+    looks = {path: look for path, look in looks.items() if MIN_BITS_SET <= look[0].bit_count() <= 64 - MIN_BITS_SET}
+    root_of = _joined(sorted(set(looks.values())))
+    return _groups((path, root_of(look)) for path, look in looks.items())
+
+
+def are_alike(one: Look, other: Look) -> bool:
+    """Whether two looks differ in few bits, and little in colour."""
+    if (one[0] ^ other[0]).bit_count() > MAX_BITS:
+        return False
+    return all(abs((one[1] >> shift & 255) - (other[1] >> shift & 255)) <= MAX_COLOUR for shift in (0, 8, 16))
+
+
+def _groups(keys: Iterable[tuple[Path, Hashable]]) -> Groups:
+    groups: dict[Hashable, list[Path]] = defaultdict(list)
+    for path, key in keys:
+        groups[key].append(path)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def _joined(looks: list[Look]) -> Callable[[Look], Look]:
+    """A function that gives the looks of one group the same look of theirs."""
+    parents: dict[Look, Look] = {}
+
+    def root(look: Look) -> Look:
+        while (parent := parents.get(look, look)) != look:
+            look = parent
+        return look
+
+    for mask in _masks():
+        for members in _sharing(looks, mask):
+            for place, look in enumerate(members):
+                for other in members[place + 1 : place + 1 + MAX_NEIGHBOURS]:
+                    if are_alike(look, other):
+                        parents[root(other)] = root(look)
+    return root
+
+
+def _sharing(looks: list[Look], mask: int) -> Iterable[list[Look]]:
+    """Looks whose hashes are equal in the bits of a mask, where there are two or more."""
+    firsts: dict[int, Look] = {}
+    groups: dict[int, list[Look]] = {}
+    for look in looks:
+        key = look[0] & mask
+        if key not in firsts:
+            firsts[key] = look
+        elif key in groups:
+            groups[key].append(look)
+        else:
+            groups[key] = [firsts[key], look]
+    return groups.values()
+
+
+def _masks() -> list[int]:
+    """The bits of two bands, for each pair of bands."""
+    edges = [64 * band // NUM_BANDS for band in range(NUM_BANDS + 1)]
+    bands = [(1 << end) - (1 << start) for start, end in zip(edges, edges[1:], strict=False)]
+    return [one | other for one, other in combinations(bands, 2)]

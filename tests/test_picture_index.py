@@ -1,0 +1,168 @@
+"""The index beside the pictures: what did not change is not read again, and what did is; a broken one is no harm."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from library.dataset import picture_files, picture_index
+from library.dataset.config import SubsetOptions
+from library.dataset.picture_index import NAME, FolderIndex, PictureIndex, packed, unpacked
+from library.dataset.scan import ScannedDataset, scan, verify_pictures
+from library.errors import UserError
+
+NAMES = ("a.png", "图 片.jpg", "é b.webp")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures with captions, scanned once."""
+    folder = tmp_path / "中文 路径"
+    folder.mkdir()
+    for number, name in enumerate(NAMES):
+        Image.new("RGB", (48 + number, 32), (number, 2, 3)).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(f"猫, {name}", encoding="utf-8")
+    start(folder)
+    return folder
+
+
+def start(folder: Path) -> ScannedDataset:
+    """Read a folder as a start of training does."""
+    index = PictureIndex()
+    try:
+        scanned = scan([SubsetOptions(image_dir=folder, caption_extension=".txt")], index=index)
+        verify_pictures(scanned.records, index=index)
+        return scanned
+    finally:
+        index.write()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the pictures that Pillow opens."""
+    names: list[str] = []
+    real = Image.open
+
+    def note_and_open(file, *rest):
+        names.append(Path(getattr(file, "name", file)).name)
+        return real(file, *rest)
+
+    monkeypatch.setattr(picture_files.Image, "open", note_and_open)
+    return names
+
+
+def overwrite(path: Path, data: bytes, keeps_time: bool) -> None:
+    """Other bytes of the same number; with or without another time of change."""
+    assert len(data) == path.stat().st_size
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns + (0 if keeps_time else 1_000_000)
+    path.write_bytes(data)
+    os.utime(path, ns=times)
+
+
+def test_second_start_opens_nothing_and_gives_the_same(folder, opened):
+    first = [(folder / name).stat().st_size for name in NAMES]
+    scanned = start(folder)
+    assert opened == []
+    assert sorted((r.path.name, r.size_wh, r.caption) for r in scanned.records) == sorted(
+        (name, (48 + number, 32), f"猫, {name}") for number, name in enumerate(NAMES)
+    )
+    assert first == [(folder / name).stat().st_size for name in NAMES]
+
+
+def test_a_picture_is_known_by_size_and_time_alone(folder, opened):
+    path = folder / "a.png"
+    zeros = bytes(path.stat().st_size)  # no picture any more
+    overwrite(path, zeros, keeps_time=True)
+    start(folder)
+    assert opened == []
+    overwrite(path, zeros, keeps_time=False)
+    with pytest.raises(UserError, match="a.png"):
+        start(folder)
+    assert set(opened) == {"a.png"}
+
+
+def test_only_what_changed_is_read(folder, opened):
+    os.utime(folder / "图 片.jpg")
+    Image.new("RGB", (20, 10)).save(folder / "new.png")
+    (folder / "a.png").unlink()
+    start(folder)
+    assert set(opened) == {"图 片.jpg", "new.png"}
+    opened.clear()
+    assert len(start(folder).records) == 3
+    assert opened == []
+    assert set(FolderIndex(folder).pictures) == {"图 片.jpg", "é b.webp", "new.png"}
+
+
+def test_captions_are_read_again_only_when_they_changed(folder):
+    caption = folder / "a.txt"
+    overwrite(caption, "狗, a.png".encode(), keeps_time=True)
+    assert start(folder).records[0].caption == "猫, a.png"
+    overwrite(caption, "狗, a.png".encode(), keeps_time=False)
+    assert start(folder).records[0].caption == "狗, a.png"
+
+
+def test_good_pictures_are_remembered_where_one_is_damaged(folder, opened):
+    (folder / "a.png").write_bytes(b"no picture")
+    for _ in range(2):
+        opened.clear()
+        with pytest.raises(UserError, match="a.png"):
+            start(folder)
+        assert set(opened) == {"a.png"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: b"another program's".ljust(64),
+        lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:],
+        lambda data: data[:7] + b"\x7f" + data[8:],
+    ],
+    ids=["empty", "cut", "longer", "foreign", "flipped bit", "other version"],
+)
+def test_a_broken_index_is_ignored_and_written_anew(folder, opened, change):
+    good = (folder / NAME).read_bytes()
+    (folder / NAME).write_bytes(change(good))
+    assert len(start(folder).records) == 3
+    assert set(opened) == set(NAMES)
+    assert unpacked((folder / NAME).read_bytes()) == unpacked(good)
+
+
+def test_index_with_a_size_of_zero_is_broken(folder):
+    pictures, captions = unpacked((folder / NAME).read_bytes())
+    pictures["a.png"] = pictures["a.png"]._replace(size_wh=(0, 5))
+    with pytest.raises(ValueError, match="do not fit"):
+        unpacked(packed(pictures, captions))
+
+
+@pytest.mark.parametrize("num_captions", [0, 2])
+@pytest.mark.parametrize("num_pictures", [0, 2])
+def test_index_reads_as_it_was_written(folder, num_pictures, num_captions):
+    pictures, captions = unpacked((folder / NAME).read_bytes())
+    some = dict(list(pictures.items())[:num_pictures]), dict(list(captions.items())[:num_captions])
+    assert unpacked(packed(*some)) == some
+
+
+def test_a_folder_that_cannot_be_written_goes_without(folder, monkeypatch):
+    (folder / NAME).unlink()
+    monkeypatch.setattr(picture_index, "written_whole", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    assert len(start(folder).records) == 3
+    assert not (folder / NAME).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_names_that_are_no_text_are_kept(tmp_path, opened):
+    Image.new("RGB", (8, 8)).save(tmp_path / os.fsdecode(b"\xff.png"))
+    start(tmp_path)
+    opened.clear()
+    start(tmp_path)
+    assert opened == []
+
+
+def test_the_index_is_no_picture_and_no_caption(folder):
+    assert {record.path.name for record in start(folder).records} == set(NAMES)
+    assert not (folder / NAME).name.endswith((".txt", ".caption"))
