@@ -28,6 +28,7 @@ from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip, model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint
 from library.given_files import Shapes, check_network, check_thumbnail, check_vae
+from library.leftovers import remove_leftovers
 from library.options.derived import caches_text, chooses_own_rate, network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
@@ -61,6 +62,7 @@ class Preflight:
 
 def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
     """Check all that was given; a UserError names every problem found."""
+    remove_leftovers(folders_of_run(options))
     problems = launch_problems()
 
     def attempt(function, *arguments):
@@ -111,6 +113,12 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
     return Preflight(checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume)
+
+
+def folders_of_run(options: TrainNetworkOptions) -> list[Path]:
+    """Where a run of these options, or the one that it goes on from, may have been killed while it wrote."""
+    output = Path(options.output_dir)
+    return [output, output / "sample", *([Path(options.resume).parent] if options.resume else [])]
 
 
 def decode_all(scanned: ScannedDataset) -> ScannedDataset:

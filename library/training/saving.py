@@ -2,17 +2,23 @@
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.optim import Optimizer
 
-from library.errors import UserError, quoted_list
-from library.files import write_text_whole
+from library.errors import CannotWrite, UserError, quoted_list
+from library.files import (
+    failed_writes_told,
+    put_folder_in_place,
+    remove_folder,
+    temporary_beside,
+    write_text_whole,
+)
 from library.options.groups import SavingOptions
 
 logger = logging.getLogger(__name__)
@@ -80,29 +86,39 @@ def remove_checkpoint(path: Path) -> None:
 def remove_state(path: Path) -> None:
     if path.is_dir():
         logger.info("removing the older %s", path.name)
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def save_state(accelerator: Accelerator, folder: Path, state: LoopState) -> None:
-    """Write weights, optimizer, schedule, scaler and random generators; the folder appears whole."""
-    unfinished = folder.with_name(f".{folder.name}-unfinished")
-    if accelerator.is_main_process and unfinished.exists():
-        shutil.rmtree(unfinished)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    """Write weights, optimizer, schedule, scaler and random generators; the folder appears whole.
+
+    CannotWrite, in the main process, where any process could not write; an older state of this name is then there yet.
+    """
+    (unfinished,) = broadcast_object_list([temporary_beside(folder)])
+    problem = None
+    try:
+        with failed_writes_told(folder, unfinished=unfinished):
+            accelerator.save_state(str(unfinished))
+    except CannotWrite as error:
+        problem = error.strerror
+    problems = [problem for problem in gather_object([problem]) if problem]
+    if not accelerator.is_main_process:
+        return
+    try:
+        if problems:
+            raise CannotWrite(folder, problems[0])
         facts = {
             "current_epoch": state.epoch,
             "current_step": state.step,
             "batch_in_epoch": state.batch,
             "seed": state.seed,
         }
-        write_text_whole(unfinished / STATE_FILE, json.dumps(facts))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
-        logger.info("state saved: %s", folder)
+        with failed_writes_told(folder, unfinished=unfinished):
+            write_text_whole(unfinished / STATE_FILE, json.dumps(facts))
+            put_folder_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    logger.info("state saved: %s", folder)
 
 
 def read_state(folder: Path) -> LoopState:
