@@ -78,7 +78,7 @@ def write_text_whole(path: Path, text: str) -> None:
 def failed_writes_told(path: Path, num_bytes: int | None = None, unfinished: Path | None = None) -> Iterator[None]:
     """Raise CannotWrite for `path` where writing fails inside the block, whatever library tells of it.
 
-    Where `num_bytes` is not known, what is in the folder `unfinished` says how many are needed at least.
+    It says what is free without `unfinished`, a folder that is to be removed.
     """
     try:
         yield
@@ -191,7 +191,6 @@ def _room(path: Path, num_bytes: int | None, unfinished: Path | None) -> str:
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if unfinished:
-        written = sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
-        return f"over {written / 1e6:.2f} MB needed, {(free + written) / 1e6:.2f} MB free"
+        free += sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
     needed = "" if num_bytes is None else f"{num_bytes / 1e6:.2f} MB needed, "
     return f"{needed}{free / 1e6:.2f} MB free"

@@ -9,6 +9,7 @@ from textwrap import shorten
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 from torch.optim import Optimizer
 
 from library.errors import CannotWrite, UserError, quoted_list
@@ -97,7 +98,7 @@ def save_state(accelerator: Accelerator, folder: Path, state: LoopState) -> None
     (unfinished,) = broadcast_object_list([temporary_beside(folder)])
     problem = None
     try:
-        with failed_writes_told(folder, unfinished=unfinished):
+        with failed_writes_told(folder, state_bytes(accelerator), unfinished):
             accelerator.save_state(str(unfinished))
     except CannotWrite as error:
         problem = error.strerror
@@ -113,12 +114,24 @@ def save_state(accelerator: Accelerator, folder: Path, state: LoopState) -> None
             "batch_in_epoch": state.batch,
             "seed": state.seed,
         }
-        with failed_writes_told(folder, unfinished=unfinished):
+        with failed_writes_told(folder, state_bytes(accelerator), unfinished):
             write_text_whole(unfinished / STATE_FILE, json.dumps(facts))
             put_folder_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     logger.info("state saved: %s", folder)
+
+
+def state_bytes(accelerator: Accelerator) -> int:
+    """What the weights and optimizers of a state take on disk."""
+    weights = [value for model in accelerator._models for value in model.state_dict().values()]
+    moments = [
+        value
+        for optimizer in accelerator._optimizers
+        for values in optimizer.state.values()
+        for value in values.values()
+    ]
+    return sum(value.nbytes for value in [*weights, *moments] if isinstance(value, Tensor))
 
 
 def read_state(folder: Path) -> LoopState:
