@@ -9,13 +9,13 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from library.errors import CannotWrite, UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # by file systems that cannot flush
+NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP)  # by file systems that cannot flush
 # How torch and safetensors tell of a failed write, which they do without an OSError.
 FAILED_WRITES = re.compile(r"inline_container|PytorchStreamWriter|I/O error: (?P<reason>.+?) \(os error")
 WAITS = 20  # of a tenth of a second, for another program to let go of a file
@@ -123,14 +123,15 @@ def put_folder_in_place(new: Path, folder: Path) -> None:
         aside.rmdir()
         raise
     flush_to_disk(folder.parent)
-    remove_folder(aside)
+    with suppress(OSError):  # what stays is a leftover
+        remove_folder(aside)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder that nobody sees half removed."""
     doomed = temporary_beside(folder)
     rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)  # what stays is a leftover
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def rename(old: Path, new: Path) -> None:

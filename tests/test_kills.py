@@ -201,6 +201,7 @@ def test_there_is_always_a_whole_state_whatever_operation_a_kill_comes_before(wr
         go_on("state", tmp_path)
         assert (tmp_path / "lora-state").is_dir()
     assert num_kills > 80 / OPERATIONS_APART
+    print(f"killed before {num_kills} operations")
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

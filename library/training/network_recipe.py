@@ -149,7 +149,10 @@ class NetworkRecipe:
     def remove_file(self, path: Path, remove: Callable[[Path], None]) -> None:
         if self.uploads:
             self.uploads.wait_for(path)
-        remove(path)
+        try:
+            remove(path)
+        except OSError as error:
+            logger.warning("%s cannot be removed, and stays: %s", path, error.strerror)
 
     def saved(self, path: Path, state: LoopState, epoch: int) -> bool:
         """Save in the middle of training, which goes on where that is impossible; whether all was written."""
