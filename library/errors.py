@@ -41,6 +41,19 @@ class Diverged(UserError):
     exit_code = EXIT_DIVERGED
 
 
+class CannotWrite(OSError):
+    """A file or folder could not be written; what was there before is there still."""
+
+    exit_code = EXIT_MISTAKE
+
+    def __init__(self, path: Path, reason: str, kept: Path | None = None):
+        super().__init__(None, reason, str(path))
+        self.kept = kept  # where the new file is instead
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
+
+
 class Stopped(Exception):
     """The run ended before its time because it was asked to; the message says what was saved."""
 
@@ -72,6 +85,9 @@ def run_script(main: Callable[[], None]) -> None:
         for problem in error.problems:
             print(f"error: {redacted(problem)}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except CannotWrite as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except Stopped as stopped:
         print(redacted(str(stopped)), file=sys.stderr)
         sys.exit(EXIT_STOPPED)
@@ -79,14 +95,18 @@ def run_script(main: Callable[[], None]) -> None:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        path = _write_traceback()
         print(f"error: {type(error).__name__}: {redacted(first_line(error))}", file=sys.stderr)
-        print(f"This is not a mistake of yours that we know of; the traceback is in {path}", file=sys.stderr)
+        print(f"This is not a mistake of yours that we know of; {_place_of_traceback()}", file=sys.stderr)
         sys.exit(EXIT_BUG)
 
 
-def _write_traceback() -> Path:
-    handle, name = tempfile.mkstemp(prefix="athanor-error-", suffix=".log")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(redacted(traceback.format_exc()))
-    return Path(name)
+def _place_of_traceback() -> str:
+    """Write the traceback of the error at hand into a file, or show it where that is impossible; say where it is."""
+    try:
+        handle, name = tempfile.mkstemp(prefix="athanor-error-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(redacted(traceback.format_exc()))
+    except OSError:
+        print(redacted(traceback.format_exc()), file=sys.stderr)
+        return "the traceback is above"
+    return f"the traceback is in {name}"

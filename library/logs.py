@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from library.errors import UserError
 from library.options.groups import LoggingOptions
 from library.secrets import redacted
 
@@ -22,15 +23,44 @@ class RedactingFormatter(logging.Formatter):
         return redacted(super().format(record))
 
 
+FORMAT = RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+
+class LogFile(logging.FileHandler):
+    """A log in a file, line by line; where it can no longer be written, the console takes its place."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        console = logging.StreamHandler(sys.stderr)
+        console.setFormatter(FORMAT)
+        root = logging.getLogger()
+        root.removeHandler(self)
+        root.addHandler(console)
+        root.warning(
+            "--console_log_file: %s cannot be written, messages come here now: %s", self.baseFilename, error.strerror
+        )
+        console.handle(record)
+
+
+def open_log(path: Path) -> LogFile:
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        return LogFile(path, mode="w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--console_log_file: {path} cannot be written: {error.strerror}") from error
+
+
 def start_logging(options: LoggingOptions) -> None:
     """Set up the root logger as the options say; only the main process speaks below warnings."""
     level = getattr(logging, options.console_log_level or "INFO")
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     is_first = os.environ.get("RANK", "0") == "0"  # the one process that writes files
     if options.console_log_file and is_first:
-        Path(options.console_log_file).absolute().parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(options.console_log_file, mode="w", encoding="utf-8")
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler = open_log(Path(options.console_log_file))
+    handler.setFormatter(FORMAT)
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
         level = max(level, logging.WARNING)
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,6 +1,7 @@
 """Adapter files: read, write, and the hashes in their metadata."""
 
 import hashlib
+import io
 from pathlib import Path
 
 import safetensors.torch
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from library.errors import UserError
-from library.files import written_whole
+from library.files import write_bytes_whole
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -32,11 +33,11 @@ def write_weights(
     if path.suffix.lower() == ".safetensors":
         metadata = (metadata or {}) | content_hashes(weights, metadata or {})
         data = safetensors.torch.save(weights, {name: str(value) for name, value in metadata.items()})
-        with written_whole(path) as temporary:
-            temporary.write_bytes(data)
+        write_bytes_whole(path, data)
     else:
-        with written_whole(path) as temporary:
-            torch.save(weights, temporary)
+        file = io.BytesIO()
+        torch.save(weights, file)
+        write_bytes_whole(path, file.getbuffer())
 
 
 def content_hashes(weights: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:

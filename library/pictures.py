@@ -1,11 +1,12 @@
 """Sheets of pictures with text, drawn with Pillow: fonts that have the characters, wrapped lines, tables."""
 
+import io
 import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from library.files import written_whole
+from library.files import write_bytes_whole
 
 # Fonts with Chinese, Japanese or Korean characters as they come with Windows, macOS and Linux, and one for other
 # scripts. Pillow looks for them in each system's folders.
@@ -99,5 +100,6 @@ def labelled_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_
 
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Write a PNG file."""
-    with written_whole(path) as temporary:
-        picture.save(temporary, format="PNG")
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    write_bytes_whole(path, data.getbuffer())

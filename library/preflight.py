@@ -34,7 +34,8 @@ from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip, model_warnings
 from library.families.detect import CheckpointInfo, inspect_checkpoint
 from library.given_files import Shapes, check_network, check_thumbnail, check_vae
-from library.options.derived import caches_text, chooses_own_rate, network_arguments, network_module
+from library.leftovers import remove_leftovers
+from library.options.derived import caches_text, chooses_own_rate, network_arguments, network_module, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.options.honoured import warnings_for
 from library.options.launch import launch_problems, launch_warnings
@@ -120,6 +121,8 @@ def look_at_files(
 
 def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
     """Check all that was given; a UserError names every problem found."""
+    if is_main_process():
+        remove_leftovers(folders_of_run(options))
     problems = Problems(launch_problems())
     attempt = problems.attempt
     checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
@@ -152,6 +155,13 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     return Preflight(
         checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume, audit, needs, warnings
     )
+
+
+def folders_of_run(options: TrainNetworkOptions) -> list[Path]:
+    """Where a run of these options, or the one that it goes on from, may have been killed while it wrote."""
+    output = Path(options.output_dir)
+    of_state = [Path(options.resume).parent] if options.resume and not resumes_newest(options) else []
+    return [output, output / "sample", *of_state]
 
 
 def read_dataset(options: TrainNetworkOptions, index: PictureIndex) -> tuple[ScannedDataset, dict[Path, Decoded]]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from library.errors import UserError, quoted_list
 from library.families.base import KohyaModels
+from library.files import failed_writes_told, temporary_folder
 from library.network_files import read_weights, write_weights
 from library.options.groups import NetworkOptions
 from networks.base import require_finite, require_same
@@ -197,18 +198,17 @@ class ExternalNetwork(nn.Module):
         ]
 
     def save_weights(self, path: Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
-        weights, metadata = self._own_file(Path(path).parent, metadata or {})
+        weights, metadata = self._own_file(Path(path), metadata or {})
         write_weights(Path(path), weights, dtype, metadata)
 
-    def _own_file(self, folder: Path, metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _own_file(self, path: Path, metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Weights and metadata as the network itself writes them; only it knows what its file has."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".network-", dir=folder) as temporary:
-            path = Path(temporary) / "network.safetensors"
-            self.network.save_weights(str(path), None, {name: str(value) for name, value in metadata.items()})
-            with safe_open(path, "pt") as file:
+        with failed_writes_told(path), temporary_folder(path) as folder:
+            own = folder / "network.safetensors"
+            self.network.save_weights(str(own), None, {name: str(value) for name, value in metadata.items()})
+            with safe_open(own, "pt") as file:
                 metadata = metadata | (file.metadata() or {})
-            return safetensors.torch.load(path.read_bytes()), metadata  # not mapped, so that Windows can remove it
+            return safetensors.torch.load(own.read_bytes()), metadata  # not mapped, so that Windows can remove it
 
     def load_weights(self, path: Path, made_of_it: bool = False) -> None:
         """Take weights from a file; all its keys must belong here and fit, and all of ours must be in it.
@@ -225,7 +225,7 @@ class ExternalNetwork(nn.Module):
             raise UserError(f"--network_weights: {type(self.network).__name__} did not take the weights of {path}")
 
     def _own_weights(self) -> dict[str, Tensor]:
-        return self._own_file(Path(tempfile.gettempdir()), {})[0]
+        return self._own_file(Path(tempfile.gettempdir()) / "network", {})[0]
 
     def check_saved(self, path: Path) -> int:
         """Read a file back; returns the number of layers of the model that it changes."""

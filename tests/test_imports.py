@@ -36,6 +36,7 @@ TORCH_FREE = (
     "library.families.prompt_weights",
     "library.files",
     "library.given_files",
+    "library.leftovers",
     "library.logs",
     "library.options",
     "library.pictures",

@@ -84,19 +84,3 @@ def test_pickles_are_refused(tmp_path, wanted):
     objects = np.array([{"a": 1}], dtype=object)
     np.savez(tmp_path / "x.npz", latents=objects, original_size=[1, 1], crop_ltrb=[0, 0, 1, 1])
     assert examine(tmp_path / "x.npz", wanted).reason == BROKEN
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "x.npz"
-    write_latents(path, cached())
-    before = path.read_bytes()
-
-    def disk_full(file, **arrays):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", disk_full)
-    with pytest.raises(UserError, match="No space left on device.*--cache_latents"):
-        write_latents(path, cached())
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

@@ -27,6 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from library.families.clip import build_tokenizer
+from library.files import write_text_whole, written_whole
+from library.pictures import write_picture
 
 LATENT_SCALE = 0.18215
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -299,9 +301,8 @@ def train_denoiser(
         averages[1].update(text_encoder)
         progress.add(step, loss)
         if (step + 1) % 250 == 0:
-            unfinished = state_path.with_suffix(".tmp")
-            torch.save({"step": step + 1, **{name: part.state_dict() for name, part in models.items()}}, unfinished)
-            unfinished.replace(state_path)
+            with written_whole(state_path) as unfinished:
+                torch.save({"step": step + 1, **{name: part.state_dict() for name, part in models.items()}}, unfinished)
     return averages[0].model, averages[1].model
 
 
@@ -332,8 +333,7 @@ MODEL_INDEX = {
 
 
 def write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text_whole(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def write_diffusers_folder(folder: Path, unet: nn.Module, vae: nn.Module, text_encoder: CLIPTextModel) -> None:
@@ -348,7 +348,8 @@ def write_diffusers_folder(folder: Path, unet: nn.Module, vae: nn.Module, text_e
         if name == "text_encoder":  # the names every version of transformers reads
             weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()}
         file_name = "model.safetensors" if name == "text_encoder" else "diffusion_pytorch_model.safetensors"
-        save_file(weights, folder / name / file_name, metadata={"format": "pt"})
+        with written_whole(folder / name / file_name) as unfinished:
+            save_file(weights, unfinished, metadata={"format": "pt"})
 
 
 def sample_grid(
@@ -410,14 +411,16 @@ def main() -> None:
         vae.to(options.device)
     else:
         vae = train_vae(pictures, options.vae_steps, options.device)
-        save_file({key: value.contiguous() for key, value in vae.state_dict().items()}, vae_path)
+        with written_whole(vae_path) as unfinished:
+            save_file({key: value.contiguous() for key, value in vae.state_dict().items()}, unfinished)
     latents = encode_pictures(vae, pictures, options.device)
     print(f"latents: mean {latents.mean().item():.3f}, std {latents.std().item():.3f}", flush=True)
 
     unet, text_encoder = train_denoiser(
         latents, captions, words, options.unet_steps, options.work_dir / "unet.pt", options.device
     )
-    sample_grid(unet, vae, text_encoder, words.rows, PROBES, options.device).save(options.work_dir / "grid.png")
+    grid = sample_grid(unet, vae, text_encoder, words.rows, PROBES, options.device)
+    write_picture(options.work_dir / "grid.png", grid)
     write_diffusers_folder(options.output_dir, unet, vae, with_whole_vocabulary(text_encoder, words))
     print(f"written: {options.output_dir}; look at {options.work_dir / 'grid.png'}")
 

@@ -6,10 +6,14 @@
 import argparse
 import math
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from library.files import write_text_whole, written_whole
 
 SIZE = 128  # pixels, the side of a drawing
 SUPERSAMPLING = 4  # drawn this much larger, then reduced, so that edges are smooth
@@ -274,11 +278,11 @@ def creature_pictures(seed: int = 7) -> Iterator[tuple[Image.Image, str]]:
 
 
 def write_pictures(folder: Path, pictures: Iterator[tuple[Image.Image, str]], stem: str) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for count, (image, caption) in enumerate(pictures, start=1):
-        image.save(folder / f"{stem}{count:02d}.png", optimize=True)
-        (folder / f"{stem}{count:02d}.txt").write_text(caption + "\n", encoding="utf-8")
+        with written_whole(folder / f"{stem}{count:02d}.png") as unfinished:
+            image.save(unfinished, optimize=True)
+        write_text_whole(folder / f"{stem}{count:02d}.txt", caption + "\n")
     return count
 
 

@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
             install_requirements(name)
     except subprocess.CalledProcessError:
         sys.exit(MIRROR_HINT)
-    STAMP.write_text(json.dumps(installed | wanted, indent=1) + "\n", encoding="utf-8")
+    unfinished = STAMP.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(installed | wanted, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(STAMP)
     say("Installed.")
 
 

@@ -74,7 +74,8 @@ def main() -> None:
     weights = {
         name: value.contiguous() for name, value in ldm_state_dict(random_models(options.kind), options.kind).items()
     }
-    with written_whole(options.path) as temporary:
+    num_bytes = sum(value.nbytes for value in weights.values())
+    with written_whole(options.path, num_bytes=num_bytes) as temporary:
         save_file(weights, temporary)
     print(f"{options.path}: {len(weights)} weights, {options.path.stat().st_size / 1e9:.2f} GB")
 

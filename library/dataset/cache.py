@@ -4,6 +4,7 @@ Kohya reads its own keys alone. Where it adds to a file of ours, as mirrored lat
 the latents; so the origin holds a checksum of them, and with other latents it no longer counts.
 """
 
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from library.dataset.file_marks import FileMark
-from library.errors import UserError
-from library.files import written_whole
+from library.errors import CannotWrite, UserError
+from library.files import write_bytes_whole
 
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what numpy raises on a damaged file
 
@@ -76,12 +77,13 @@ def write_latents(path: str | Path, cached: CachedLatents, origin: Origin | None
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], what: str, in_memory: str) -> None:
     """Write an .npz whole; a UserError says `what` it is of, and the flag that keeps it in memory instead."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
     try:
-        with written_whole(path, durable=False) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
+        write_bytes_whole(path, file.getbuffer(), durable=False)
+    except CannotWrite as error:
         raise UserError(
-            f"{what} cannot be written to {path} ({error.strerror}); --{in_memory} alone keeps them in memory"
+            f"{what} cannot be written to {path}: {error.strerror}; --{in_memory} alone keeps them in memory"
         ) from error
 
 

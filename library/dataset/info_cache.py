@@ -11,6 +11,7 @@ from pathlib import Path
 
 from library.dataset.config import Size
 from library.files import write_text_whole
+from library.leftovers import remove_leftovers
 
 NAME = "metadata_cache.json"
 
@@ -30,6 +31,7 @@ def read_sizes(folder: Path) -> tuple[dict[str, Size], list[str]]:
 def write_info(folder: Path, pictures: Iterable[tuple[Path, str, Size]]) -> list[str]:
     """Note caption and size of a folder's pictures, where they are not noted yet; a note where that is impossible."""
     path = folder / NAME
+    remove_leftovers([folder])
     text = json.dumps({str(picture): {"caption": c, "resolution": list(s)} for picture, c, s in pictures}, indent=1)
     try:
         if not path.is_file() or path.read_bytes() != text.encode():

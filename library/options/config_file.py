@@ -8,8 +8,9 @@ from typing import Any
 
 import toml
 
-from library.errors import UserError
+from library.errors import CannotWrite, UserError
 from library.files import write_text_whole
+from library.leftovers import remove_leftovers
 from library.options.fields import Flag
 from library.secrets import hide_in_text
 
@@ -154,6 +155,7 @@ def rename_aliases(given: dict[str, Given], flags: dict[str, Flag]) -> tuple[dic
 
 def write_config(options: Any, flags: dict[str, Flag], path: Path) -> None:
     """Write what differs from the defaults, but no secrets; an existing file is left alone."""
+    remove_leftovers([path.parent])
     if path.exists():
         raise UserError(f"--output_config does not overwrite: {path} is there already")
     written = [name for name, flag in flags.items() if not flag.is_secret and name not in NEVER_WRITTEN]
@@ -161,8 +163,8 @@ def write_config(options: Any, flags: dict[str, Flag], path: Path) -> None:
     lines = [f"{name} = {_to_toml(value)}\n" for name, value in values.items() if value != flags[name].default]
     try:
         write_text_whole(path, "".join(lines))
-    except OSError as error:
-        raise UserError(f"--output_config cannot write {path}: {error.strerror}") from None
+    except CannotWrite as error:
+        raise UserError(f"--output_config: {error}") from None
 
 
 def _to_toml(value: Any) -> str:

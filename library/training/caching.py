@@ -18,6 +18,7 @@ from library.dataset.cache_check import ABSENT, OTHER_VAE, Finding, WantedLatent
 from library.dataset.dataset import TrainingDataset
 from library.errors import UserError, counted, quoted_list
 from library.families.base import ModelFamily
+from library.leftovers import remove_leftovers
 from library.options.groups import DatasetOptions
 from library.training.randomness import noise_of_pictures
 from library.training.vae_check import VaeCheck
@@ -114,6 +115,8 @@ def cache_on_disk(
 ) -> list[int]:
     """Write the latents that are missing or of no use; returns the records of which the VAE made NaN."""
     vae = VaeCheck(family)
+    if accelerator.is_main_process:
+        remove_leftovers({path.parent for path in files.values()})
     owners = sorted({path: index for index, path in files.items()}.values())  # one record for each file
     mine = owners[accelerator.process_index :: accelerator.num_processes]
     if options.skip_cache_check:

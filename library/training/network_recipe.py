@@ -1,6 +1,7 @@
 """What the loop asks of a run that trains an adapter network: its loss, and what to write when."""
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from library.errors import Stopped
+from library.errors import CannotWrite, Stopped
 from library.families.base import Batch, ModelFamily
 from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
@@ -129,15 +130,14 @@ class NetworkRecipe:
         if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
             self.sample(f"{state.step:06d}", state.step)
         every = options.save_every_n_steps
-        if due(every, state.step):
-            self.save(self.names.step(state.step), state, epoch=state.epoch - 1)
+        if due(every, state.step) and self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
             self.remove_old_steps(state)
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
             self.sample(f"e{state.epoch:06d}", state.step)
-        if due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs:
-            self.save(self.names.epoch(state.epoch), state, epoch=state.epoch)
+        is_due = due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs
+        if is_due and self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
             self.remove_old_epochs(state.epoch)
 
     def remove_old_steps(self, state: LoopState) -> None:
@@ -181,21 +181,50 @@ class NetworkRecipe:
     def remove_file(self, path: Path, remove: Callable[[Path], None]) -> None:
         if self.uploads:
             self.uploads.wait_for(path)
-        remove(path)
+        try:
+            remove(path)
+        except OSError as error:
+            logger.warning("%s cannot be removed, and stays: %s", path, error.strerror)
+
+    def saved(self, path: Path, state: LoopState, epoch: int) -> bool:
+        """Save in the middle of training, which goes on where that is impossible; whether all was written."""
+        try:
+            self.save(path, state, epoch)
+        except CannotWrite as error:
+            logger.warning("%s; training goes on, and older files stay", error)
+            return False
+        return True
 
     def save(self, path: Path, state: LoopState, epoch: int, with_state: bool | None = None) -> None:
-        """Write the network, and the state where it is wanted; `epoch` as the metadata counts it."""
+        """Write the network, and the state where it is wanted; `epoch` as the metadata counts it.
+
+        CannotWrite, in the main process, after both were tried.
+        """
         self.resting_mode()
+        problems = []
         if self.accelerator.is_main_process:
-            dtype = save_dtype(self.options.save_precision)
-            self.network.save_weights(path, dtype, self.metadata.at(state.step, epoch))
-            logger.info("saved: %s", path)
-            self.upload(path)
+            try:
+                self.write_network(path, state, epoch)
+                self.upload(path)
+            except CannotWrite as error:
+                problems.append(error)
         if self.options.save_state if with_state is None else with_state:
             self.training_mode()  # what a resumed run goes on with
-            saving.save_state(self.accelerator, self.names.state_of(path), state, made_with(self.options, self.plan))
-            if self.options.save_state_to_huggingface and self.accelerator.is_main_process:
-                self.upload(self.names.state_of(path))
+            facts = made_with(self.options, self.plan)
+            try:
+                saving.save_state(self.accelerator, self.names.state_of(path), state, facts)
+                if self.options.save_state_to_huggingface and self.accelerator.is_main_process:
+                    self.upload(self.names.state_of(path))
+            except CannotWrite as error:
+                problems.append(error)
+        for problem in problems[1:]:
+            logger.warning(problem)
+        if problems:
+            raise problems[0]
+
+    def write_network(self, path: Path, state: LoopState, epoch: int) -> None:
+        self.network.save_weights(path, save_dtype(self.options.save_precision), self.metadata.at(state.step, epoch))
+        logger.info("saved: %s", path)
 
     def upload(self, path: Path) -> None:
         if self.uploads:
@@ -212,9 +241,12 @@ class NetworkRecipe:
         self.resting_mode()
         folder = self.names.folder / "sample"
         name, sampler = self.options.output_name, self.options.sample_sampler
-        paths = save_samples(self.family, self.prompts, sampler, folder, name, when)
-        for tracker in self.accelerator.trackers:
-            tracker.log_samples(self.prompts, paths, step)
+        try:
+            paths = save_samples(self.family, self.prompts, sampler, folder, name, when)
+            for tracker in self.accelerator.trackers:
+                tracker.log_samples(self.prompts, paths, step)
+        except CannotWrite as error:
+            logger.warning("%s; training goes on", error)
         self.release_vae()
 
     def release_vae(self) -> None:
@@ -225,7 +257,11 @@ class NetworkRecipe:
         """The last file, its state, the before-and-after picture, and where to put it all."""
         path = self.names.final()
         options = self.options
-        self.save(path, state, self.plan.num_epochs, with_state=options.save_state or options.save_state_on_train_end)
+        with_state = options.save_state or options.save_state_on_train_end
+        try:
+            self.save(path, state, self.plan.num_epochs, with_state)
+        except CannotWrite as error:
+            raise self.rescued(error, state) from None
         if self.accelerator.is_main_process:
             self.check_file(path)
             if options.before_after:
@@ -249,11 +285,27 @@ class NetworkRecipe:
             f"{self.names.state_of(path)}; to go on, give the same command with --resume auto"
         )
 
+    def rescued(self, error: CannotWrite, state: LoopState) -> CannotWrite:
+        """The network of a run that is done goes elsewhere where it has no room; the error with this place."""
+        final = self.names.final()
+        if error.filename != str(final) or error.kept:
+            return error
+        try:
+            path = Path(tempfile.mkdtemp(prefix="athanor-")) / final.name
+            self.write_network(path, state, self.plan.num_epochs)
+        except OSError as other:
+            return CannotWrite(final, f"{error.strerror}; {other}")
+        return CannotWrite(final, f"{error.strerror}; the trained network is in {path}", path)
+
     def write_before_after(self) -> None:
         self.resting_mode()
         path = self.names.folder / "before_after.png"
         sheet = before_after_sheet(self.family, self.network, self.prompts, self.options.sample_sampler)
-        write_picture(path, sheet)
+        try:
+            write_picture(path, sheet)
+        except CannotWrite as error:
+            logger.warning(error)
+            return
         logger.info("the sample prompts without and with the network: %s", path)
 
     def check_file(self, path: Path) -> None:

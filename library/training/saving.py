@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.files import write_text_whole
+from library.files import failed_writes_told, put_folder_in_place, remove_folder, temporary_beside, write_text_whole
 from library.options.groups import SavingOptions
 from library.training.losses import LossRecorder
 
@@ -113,7 +112,7 @@ def remove_checkpoint(path: Path) -> None:
 def remove_state(path: Path) -> None:
     if path.is_dir():
         logger.info("removing the older %s", path.name)
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def save_state(
@@ -122,15 +121,29 @@ def save_state(
     """Write weights, optimizer, schedule, scaler and random generators; the folder appears whole.
 
     The main process writes for all: the others have the same weights, and seed their generators at every batch.
-    `made_with` is what a run that goes on from the state compares itself with.
+    `made_with` is what a run that goes on from the state compares itself with. CannotWrite where the folder could not
+    be written; an older state of this name is then there yet.
     """
-    unfinished = folder.with_name(f".{folder.name}-unfinished")
-    if accelerator.is_main_process:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        accelerator.save_state(str(unfinished))
-        write_text_whole(unfinished / STATE_FILE, json.dumps(state.facts() | (made_with or {})))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
-        logger.info("state saved: %s", folder)
+    if not accelerator.is_main_process:
+        return
+    unfinished = temporary_beside(folder)
+    try:
+        with failed_writes_told(folder, state_bytes(accelerator), unfinished):
+            accelerator.save_state(str(unfinished))
+            write_text_whole(unfinished / STATE_FILE, json.dumps(state.facts() | (made_with or {})))
+            put_folder_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    logger.info("state saved: %s", folder)
+
+
+def state_bytes(accelerator: Accelerator) -> int:
+    """What the weights and optimizers of a state take on disk."""
+    weights = [value for model in accelerator._models for value in model.state_dict().values()]
+    moments = [
+        value
+        for optimizer in accelerator._optimizers
+        for values in optimizer.state.values()
+        for value in values.values()
+    ]
+    return sum(getattr(value, "nbytes", 0) for value in [*weights, *moments])  # some moments are plain numbers

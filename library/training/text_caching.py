@@ -30,6 +30,7 @@ from library.dataset.text_cache import (
 )
 from library.errors import UserError, quoted_list
 from library.families.base import StoresText
+from library.leftovers import remove_leftovers
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import NUM_READERS, log_findings, spread
 
@@ -96,6 +97,8 @@ def cache_text_on_disk(
     encoders = Encoders(family)
     with accelerator.autocast():
         files = files_of(datasets, options.weighted_captions, encoders)
+        if accelerator.is_main_process:
+            remove_leftovers({file.path.parent for file in files})
         mine = files[accelerator.process_index :: accelerator.num_processes]
         if options.skip_cache_check:
             reasons = {file: ABSENT for file in mine if not file.path.is_file()}
