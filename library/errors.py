@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,7 @@ EXIT_MISTAKE = 2
 EXIT_STOPPED = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_DIVERGED = 5
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # ends of lines, directions of writing
 
 
 class UserError(ValueError):
@@ -54,6 +56,11 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
 
 
+def one_line(text: str) -> str:
+    """A text with its line ends and other control characters written as \\n, \\x1b and so on."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, for a sentence."""
     return (str(error).strip() or "no message").splitlines()[0]
@@ -68,7 +75,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {one_line(problem)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -78,7 +85,7 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(130)
     except Exception as error:
         path = _write_traceback()
-        print(f"error: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {one_line(first_line(error))}", file=sys.stderr)
         print(f"This is not a mistake of yours that we know of; the traceback is in {path}", file=sys.stderr)
         sys.exit(EXIT_BUG)
 

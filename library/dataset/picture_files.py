@@ -11,6 +11,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from library.dataset.config import Size
 
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "AVIF", "JXL", "GIF", "TIFF", "JPEG2000")
+
 Progress = Callable[[int, int], None]  # called with pictures done and pictures in all
 
 
@@ -21,16 +23,23 @@ class Decoded(NamedTuple):
     is_opaque: bool  # nothing in it is transparent
 
 
+def open_picture(path: Path) -> Image.Image:
+    """A picture whose format is one of FORMATS, whatever its name says: Pillow would run Ghostscript for others."""
+    Image.init()
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8 of a just opened picture, from its header alone."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif() would decode the whole picture to look behind its pixels
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def upright_size(path: Path) -> Size:
     """A picture's size as it is seen, from its header."""
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         return _upright(image)
 
 
@@ -58,7 +67,7 @@ def decode_pictures(
 
 def _decoded_or_damage(path: Path) -> Decoded | str:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             size_wh = _upright(image)
             image.draft(image.mode, (1, 1))  # JPEG: read all of the file, but build a small picture
             image.load()

@@ -1,12 +1,12 @@
 """Where the flags and the files of a base model tell different things of it. Needs no torch."""
 
-import json
 import re
 from typing import Any
 
 from library.errors import UserError
 from library.families.detect import SD2_TEXT_LAYERS, CheckpointInfo, read_shapes
 from library.options.groups import ModelOptions, TrainNetworkOptions
+from library.texts import read_json
 
 NUM_TEXT_ENCODERS = {"sd1": 1, "sd2": 1, "sdxl": 2}  # by kind of checkpoint
 
@@ -95,7 +95,7 @@ def config_value(checkpoint: CheckpointInfo, name: str, key: str, default: Any =
     if not checkpoint.is_folder or not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
     return config.get(key, default) if isinstance(config, dict) else None

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleError
 from textwrap import shorten
 
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from library.errors import UserError, quoted_list
 from library.files import write_text_whole
 from library.options.groups import SavingOptions
+from library.texts import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +110,11 @@ def save_state(accelerator: Accelerator, folder: Path, state: LoopState) -> None
 def read_state(folder: Path) -> LoopState:
     """The counters of a state folder."""
     try:
-        facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        facts = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         epoch, step = facts["current_epoch"], facts["current_step"]
-    except (OSError, ValueError, KeyError) as error:
+        if not all(type(value) is int and 0 <= value < 2**63 for value in facts.values()):
+            raise ValueError(f"{STATE_FILE} holds more than counters")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken") from error
     if "seed" not in facts:
         raise UserError(f"--resume: {folder} is a state of other scripts: {STATE_FILE} lacks the seed")
@@ -122,7 +126,7 @@ def load_state(accelerator: Accelerator, optimizer: Optimizer, folder: Path) -> 
     given = [dict(group) for group in optimizer.param_groups]
     try:
         accelerator.load_state(str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, EOFError, PickleError) as error:
         problem = f"the state in {folder} does not fit this run or is not whole"
         raise UserError(f"--resume: {problem}: {shorten(str(error), 300)}") from error
     if lacking := given[0].keys() - optimizer.param_groups[0].keys():
