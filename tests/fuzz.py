@@ -43,39 +43,9 @@ from networks.lora_arguments import check_ranks
 
 # What text files are damaged with, beside random bytes.
 TOKENS = [
-    *(
-        b"\x00",
-        b"\n",
-        b"\r",
-        b"\xff\xfe",
-        b"\xef\xbb\xbf",
-        b"\x1b[31m",
-        b"'",
-        b'"',
-        b'"""',
-        b"\\",
-        b"=",
-        b"[",
-        b"]",
-        b"[[",
-    ),
-    *(
-        b"{",
-        b"}",
-        b",",
-        b"nan",
-        b"inf",
-        b"-1",
-        b"1e999",
-        b"9" * 5000,
-        b"null",
-        b"true",
-        b"../../",
-        b"\\ud800",
-        b"%",
-        b"#",
-    ),
-    *(b"[" * 3000, b'{"a":' * 3000, b"--", b"1979-05-27", b"0x", b"\xe2\x80\xa8", b"\xb0\xa1", b" --d -1", b" --w 0"),
+    *(b"\x00", b"\n", b"\r", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1b[31m", b"'", b'"', b'"""', b"\\", b"=", b"[", b"]"),
+    *(b"[[", b"{", b"}", b",", b"nan", b"inf", b"-1", b"1e999", b"9" * 5000, b"null", b"true", b"../../", b"\\ud800"),
+    *(b"%", b"#", b"[" * 3000, b'{"a":' * 3000, b"--", b"1979-05-27", b"0x", b"\xe2\x80\xa8", b"\xb0\xa1", b" --w 0"),
 ]
 
 
@@ -139,32 +109,16 @@ def _configs() -> list[bytes]:
     }
     flat = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in lines.items())
     shell = '[model]\npretrained_model_name_or_path = "a"\nv2 = false\n[more]\nepoch = 3\nlora_type = "lora"\n'
-    script = (
-        'model_train_type = "sd-lora"\npositive_prompts = "x"\nui_custom_params = "seed = 3"\nenable_preview = true\n'
-    )
-    return [
-        flat.encode(),
-        flat.replace("\n", "\r\n").encode("utf-8-sig"),
-        (flat + shell).encode(),
-        (flat + script).encode(),
-    ]
+    script = 'model_train_type = "sd-lora"\npositive_prompts = "x"\nui_custom_params = "seed = 3"\n'
+    windows = flat.replace("\n", "\r\n").encode("utf-8-sig")
+    return [flat.encode(), windows, (flat + shell).encode(), (flat + script).encode()]
 
 
 def _json_configs() -> list[bytes]:
-    base = {"pretrained_model_name_or_path": "model.safetensors", "output_dir": "out", "resolution": "64"}
-    gui = base | {
-        "LoRA_type": "Standard",
-        "train_data_dir": "data",
-        "lr_scheduler": "cosine",
-        "epoch": 3,
-        "lr_warmup": 10,
-        "xformers": "xformers",
-    }
+    base = {"pretrained_model_name_or_path": "m", "train_data_dir": "d", "output_dir": "out", "resolution": "64"}
+    gui = {"LoRA_type": "Standard", "lr_scheduler": "cosine", "epoch": 3, "lr_warmup": 10, "xformers": "xformers"}
     gui |= {"additional_parameters": "--seed 3 --v2", "optimizer": "AdamW", "unet_lr": 1e-4}
-    return [
-        json.dumps(gui, indent=1).encode(),
-        json.dumps(base | {"train_data_dir": "data", "seed": None, "unet_lr": 1}).encode(),
-    ]
+    return [json.dumps(base | gui, indent=1).encode(), json.dumps(base | {"seed": None, "unet_lr": 1}).encode()]
 
 
 def _dataset_configs() -> list[bytes]:
@@ -360,9 +314,8 @@ def read_checkpoint(path: Path) -> None:
 
 
 def _folder_configs() -> list[bytes]:
-    return [
-        b'{"_class_name": "StableDiffusionPipeline", "hidden_act": "gelu", "num_hidden_layers": 12, "in_channels": 4}'
-    ]
+    config = {"_class_name": "StableDiffusionPipeline", "hidden_act": "gelu", "num_hidden_layers": 12}
+    return [json.dumps(config | {"in_channels": 4, "prediction_type": "epsilon"}).encode()]
 
 
 def read_model_folder(path: Path) -> None:
