@@ -37,7 +37,7 @@ def start_logging(options: LoggingOptions) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|diffusers|transformers|accelerate|bitsandbytes)\b")
+    warnings.filterwarnings("ignore", module=r"(torch|diffusers|transformers|accelerate|bitsandbytes|PIL)\b")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

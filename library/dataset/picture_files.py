@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,14 @@ class Decoded(NamedTuple):
 
 def open_picture(path: Path) -> Image.Image:
     """A picture whose format is one of FORMATS, whatever its name says: Pillow would run Ghostscript for others."""
+    return Image.open(path, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow knows."""
     Image.init()
-    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -112,8 +112,9 @@ def read_state(folder: Path) -> LoopState:
     try:
         facts = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         epoch, step = facts["current_epoch"], facts["current_step"]
-        if not all(type(value) is int and 0 <= value < 2**63 for value in facts.values()):
-            raise ValueError(f"{STATE_FILE} holds more than counters")
+        counters = epoch, step, facts.get("batch_in_epoch", 0), facts.get("seed", 0)
+        if not all(type(counter) is int and 0 <= counter < 2**63 for counter in counters):
+            raise ValueError(f"{counters} are no counters")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken") from error
     if "seed" not in facts:
