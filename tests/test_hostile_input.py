@@ -393,7 +393,7 @@ def test_repeats_that_no_memory_holds_are_a_sentence():
 
 
 @posix
-def test_what_is_no_file_is_no_picture(tmp_path):
+def test_what_is_no_file_is_no_picture(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "real.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "gone.png").symlink_to("nowhere")
@@ -403,7 +403,7 @@ def test_what_is_no_file_is_no_picture(tmp_path):
     for name in ("pipe.png", "real.txt", "real.npz", "metadata_cache.json"):
         os.mkfifo(tmp_path / name)
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)  # the name of a socket is short
         listening.bind("socket.png")
         (record,) = read_datasets(tmp_path, cache_info=True)
     assert record.path.name == "real.png" and not record.caption_found
