@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -17,6 +18,7 @@ EXIT_MISTAKE = 2
 EXIT_STOPPED = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_DIVERGED = 5
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # ends of lines, directions of writing
 
 
 class UserError(ValueError):
@@ -69,6 +71,11 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
 
 
+def one_line(text: str) -> str:
+    """A text with its line ends and other control characters written as \\n, \\x1b and so on."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, for a sentence."""
     return (str(error).strip() or "no message").splitlines()[0]
@@ -83,10 +90,10 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         for problem in error.problems:
-            print(f"error: {redacted(problem)}", file=sys.stderr)
+            print(f"error: {one_line(redacted(problem))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except CannotWrite as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Stopped as stopped:
         print(redacted(str(stopped)), file=sys.stderr)
@@ -95,7 +102,7 @@ def run_script(main: Callable[[], None]) -> None:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        print(f"error: {type(error).__name__}: {redacted(first_line(error))}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {one_line(redacted(first_line(error)))}", file=sys.stderr)
         print(f"This is not a mistake of yours that we know of; {_place_of_traceback()}", file=sys.stderr)
         sys.exit(EXIT_BUG)
 

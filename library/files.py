@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from library.errors import CannotWrite, UserError
+from library.texts import decoded
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP)  # by file systems that cannot flush
@@ -162,14 +163,14 @@ def flush_to_disk(path: Path) -> None:
 
 def read_user_text(path: Path, place: str) -> str:
     """The text of a file in UTF-8; a UserError begins with `place`, which names the file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{place} is not a file")  # to read a pipe would be to wait
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return decoded(path.read_bytes(), place)
     except FileNotFoundError as error:
         raise UserError(f"{place} does not exist") from error
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not in UTF-8; save it with this encoding") from error
 
 
 def _kept(temporary: Path, path: Path) -> CannotWrite:

@@ -4,16 +4,13 @@ Read from their headers, without torch.
 """
 
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
-
-from library.dataset.picture_files import unreadable_reason
+from library.dataset.picture_files import open_picture, unreadable_reason
 from library.errors import UserError
 from library.families import FAMILIES
-from library.families.detect import CheckpointInfo, inspect_checkpoint, read_shapes
+from library.families.detect import CheckpointInfo, inspect_checkpoint, is_zip, read_shapes
 from library.families.kinds import KINDS, Shapes, kind_of_shapes
 
 # Layers of networks by which the base model is known: those that only one family has, and those whose inputs are as
@@ -44,7 +41,7 @@ def check_thumbnail(text: str) -> None:
     if text.startswith("data:"):
         return
     try:
-        with Image.open(text) as image:
+        with open_picture(Path(text)) as image:
             image.load()
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
         reason = unreadable_reason(Path(text), error)
@@ -57,7 +54,7 @@ def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_our
     Networks of other projects (`is_ours` false) may have names that are not known here.
     """
     path = Path(path_text)
-    if path.suffix.lower() != ".safetensors" and not zipfile.is_zipfile(path):
+    if path.suffix.lower() != ".safetensors" and not is_zip(path):
         return None
     shapes = read_shapes(path, flag)
     kind = "adapter" if any(name.startswith(("lora_unet_", "lora_te")) for name in shapes) else kind_of_shapes(shapes)
@@ -82,4 +79,6 @@ def base_kinds(shapes: Shapes) -> tuple[str, ...]:
 
 
 def widths_of_text(shapes: Shapes) -> Iterable[int]:
-    return (shape[1] for name, shape in shapes.items() if shape and LAYERS_OF_TEXT_WIDTH.fullmatch(name))
+    return (
+        shape[1] for name, shape in shapes.items() if shape and len(shape) > 1 and LAYERS_OF_TEXT_WIDTH.fullmatch(name)
+    )

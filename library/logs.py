@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from library.errors import UserError
+from library.errors import UserError, one_line
 from library.options.groups import LoggingOptions
 from library.secrets import redacted
 
@@ -16,14 +16,22 @@ QUIET_LIBRARIES = (
 )
 
 
-class RedactingFormatter(logging.Formatter):
-    """Lines, and tracebacks where there are any, without secrets."""
+class OneLine(logging.Formatter):
+    """A message on one line, also where names in it have line ends or move the cursor; `has_lines` keeps its lines.
+
+    No secrets are in it, nor in tracebacks where there are any.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  a method of logging's
+        lines = record.message.split("\n") if getattr(record, "has_lines", False) else [record.message]
+        record.message = "\n".join(map(one_line, lines))
+        return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
-FORMAT = RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+FORMAT = OneLine("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
 
 class LogFile(logging.FileHandler):
@@ -66,7 +74,7 @@ def start_logging(options: LoggingOptions) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|diffusers|transformers|accelerate|bitsandbytes)\b")
+    warnings.filterwarnings("ignore", module=r"(torch|diffusers|transformers|accelerate|bitsandbytes|PIL)\b")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

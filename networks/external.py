@@ -74,6 +74,7 @@ class ExternalAlgorithm:
         if not hasattr(self.module, "create_network_from_weights"):
             raise UserError(f"--dim_from_weights is not for --network_module {self.module.__name__}")
         warn_of_unused(self.module, network_args)
+        read_weights(Path(options.network_weights))  # so that no code of a pickle runs where the module would let it
         made = self.module.create_network_from_weights(
             1.0, options.network_weights, models.vae, models.text_encoder, models.unet, **network_args
         )

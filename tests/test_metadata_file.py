@@ -155,15 +155,21 @@ def test_each_folder_is_listed_once_however_many_keys_it_has(tmp_path, monkeypat
     for index in range(20):
         picture(tmp_path / "sub" / f"{index}.png")
     entries = {f"sub/{index}.png": {"caption": "x", "image_size": [48, 32]} for index in range(20)}
-    file, listed, scandir = metadata(tmp_path / "m.json", entries), [], os.scandir
+    file, listed, looked_at = metadata(tmp_path / "m.json", entries), [], []
+    scandir, stat = os.scandir, os.stat
 
     def counted(path):
         listed.append(path)
         return scandir(path)
 
+    def noted(path, **more):
+        looked_at.append(path)
+        return stat(path, **more)
+
     monkeypatch.setattr(os, "scandir", counted)
-    monkeypatch.setattr(os, "stat", None)
-    assert len(scanned(tmp_path, file).records) == 20 and listed == [str(tmp_path / "sub")]
+    monkeypatch.setattr(os, "stat", noted)
+    assert len(scanned(tmp_path, file).records) == 20
+    assert listed == [str(tmp_path / "sub")] and set(looked_at) == {file}
 
 
 def test_latents_stand_in_for_a_picture_that_is_gone_only_where_they_are_used(tmp_path):

@@ -216,7 +216,7 @@ def test_path_with_a_tab_from_an_escape_is_an_error(folder):
 
 def test_file_in_another_encoding_is_an_error_with_its_line(folder):
     (folder / "run.toml").write_bytes(b"seed = 1\noutput_name = '\xff'")
-    assert problems("--config_file", "run") == ["run.toml:2: the file is not in UTF-8: save it with this encoding"]
+    assert problems("--config_file", "run") == ["run.toml:2: the file is not in UTF-8: save it as UTF-8"]
 
 
 def test_missing_file_is_the_only_problem_that_is_named():

@@ -45,9 +45,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = Image.open
 
-    def note_and_open(file, *rest):
+    def note_and_open(file, **options):
         names.append(Path(getattr(file, "name", file)).name)
-        return real(file, *rest)
+        return real(file, **options)
 
     monkeypatch.setattr(picture_files.Image, "open", note_and_open)
     return names

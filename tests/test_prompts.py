@@ -132,7 +132,7 @@ def test_toml_has_subsets_that_go_before_what_they_share(tmp_path):
         (".json", '["a cat"', "cannot be read"),
         (".json", '[{"prompt": "a cat", "widht": 64}]', "unknown key widht"),
         (".json", '[{"width": 64}]', "an entry has no prompt"),
-        (".toml", "[prompt", "cannot be read"),
+        (".toml", "[prompt", "not valid TOML"),
         (".toml", '[prompt]\n[[prompt.subset]]\nprompt = "a"\ncolour = 1', "unknown key colour"),
         (".json", '["a cat --w wide"]', "--w cannot be 'wide'"),
     ],

@@ -11,6 +11,9 @@ from library.dataset.scan import ImageRecord, ScannedDataset
 from library.errors import UserError, quoted_list
 from library.options.derived import resolution_wh
 
+MAX_DRAWS = 10**8  # in an epoch: their order is kept in memory
+MAX_PIXELS = 10**8  # of a picture as it is resized, before it is cropped
+
 
 @dataclass(frozen=True)
 class BucketSettings:
@@ -101,6 +104,11 @@ def choose_buckets(records: Sequence[ImageRecord], settings: BucketSettings) -> 
         choose_bucket(r.size_wh, settings.resolutions, settings.resolution_wh, settings.step, settings.no_upscale)
         for r in records
     ]
+    if too_long := [str(r.path) for r, choice in zip(records, choices, strict=True) if _area(choice) > MAX_PIXELS]:
+        raise UserError(
+            f"pictures that are too narrow to be cropped to a bucket, as they would be enlarged to more than "
+            f"{MAX_PIXELS // 10**6} million pixels: {quoted_list(too_long)}; cut or remove them"
+        )
     if too_small := [str(r.path) for r, choice in zip(records, choices, strict=True) if 0 in choice.bucket_wh]:
         raise UserError(
             f"--bucket_no_upscale needs pictures of at least {settings.step} pixels a side (--bucket_reso_steps); "
@@ -113,6 +121,8 @@ def registered_repeats(records: Sequence[ImageRecord], subsets: Sequence[SubsetO
     """How often each picture is drawn in an epoch; regularisation pictures go round until they match the others."""
     repeats = [0 if subsets[r.subset].is_reg else subsets[r.subset].num_repeats for r in records]
     num_train = sum(repeats)
+    if num_train > MAX_DRAWS:
+        raise UserError(f"the pictures, times their repeats, are {num_train} an epoch; there may be {MAX_DRAWS}")
     reg = [index for index, record in enumerate(records) if subsets[record.subset].is_reg]
     num_reg = 0
     first_round = True
@@ -138,6 +148,10 @@ def bucket_info(choices: Sequence[BucketChoice], repeats: Sequence[int]) -> dict
         "buckets": {str(i): {"resolution": list(size), "count": counts[size]} for i, size in enumerate(filled)},
         "mean_img_ar_error": sum(errors) / len(errors) if errors else 0.0,
     }
+
+
+def _area(choice: BucketChoice) -> int:
+    return choice.resized_wh[0] * choice.resized_wh[1]
 
 
 def _covering(image_wh: Size, bucket_wh: Size) -> Size:

@@ -5,8 +5,10 @@ the latents; so the origin holds a checksum of them, and with other latents it n
 """
 
 import io
-import zipfile
+import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from library.dataset.file_marks import FileMark
 from library.errors import CannotWrite, UserError
 from library.files import write_bytes_whole
 
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what numpy raises on a damaged file
+DAMAGED = Exception  # numpy, zipfile and zlib raise many kinds on damaged files
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def latents_path(image_path: str | Path, size_wh: tuple[int, int], suffix: str =
     """Where the latents of a picture lie: <name>_0512x0768_sd.npz, or an older <name>.npz that holds some."""
     image_path = Path(image_path)
     legacy = image_path.with_name(f"{image_path.stem}.npz")
-    if legacy.exists() and _holds_latents(legacy):
+    if legacy.is_file() and _holds_latents(legacy):
         return legacy
     return image_path.with_name(f"{image_path.stem}_{size_wh[0]:04d}x{size_wh[1]:04d}_{suffix}.npz")
 
@@ -52,7 +54,7 @@ def latents_path(image_path: str | Path, size_wh: tuple[int, int], suffix: str =
 def read_latents(path: str | Path) -> CachedLatents:
     """The latents of one file; a UserError where it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             return _cached_latents(file)
     except DAMAGED as error:
         raise UserError(f"cached latents {path} cannot be read ({error}); delete the file and train again") from error
@@ -87,15 +89,26 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], what: str, in_memory
         ) from error
 
 
+@contextmanager
+def open_arrays(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An .npz file, no pickle in it read; raises one of DAMAGED where it is none."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("not a file")  # to read a pipe would be to wait
+    with open(path, "rb") as bytes_of_file, np.lib.npyio.NpzFile(bytes_of_file, allow_pickle=False) as file:
+        yield file
+
+
 def read_with_origin(path: str | Path) -> tuple[CachedLatents, Origin | None]:
     """The latents and what they were made from; raises one of DAMAGED where the file is."""
-    with np.load(path, allow_pickle=False) as file:
+    with open_arrays(path) as file:
         cached = _cached_latents(file)
         return cached, _origin(file, cached.latents)
 
 
 def _cached_latents(file: np.lib.npyio.NpzFile) -> CachedLatents:
     latents, original_size, crop_ltrb = (file[key] for key in ("latents", "original_size", "crop_ltrb"))
+    if latents.dtype.kind != "f" or latents.ndim != 3:
+        raise ValueError(f"latents are {latents.dtype} of {latents.ndim} dimensions")
     flipped, mask = file.get("latents_flipped"), file.get("alpha_mask")
     width, height = (int(side) for side in original_size)
     left, top, right, bottom = (float(edge) for edge in crop_ltrb)
@@ -104,7 +117,7 @@ def _cached_latents(file: np.lib.npyio.NpzFile) -> CachedLatents:
 
 def _holds_latents(path: Path) -> bool:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             return "latents" in file
     except DAMAGED:
         return False

@@ -1,10 +1,12 @@
 """What describes a dataset: its sizes and batches, and its subsets, which say what is read from where."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from library.options.derived import resolution_wh
+from library.options.groups import MAX_BUCKET_SIDE
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -130,12 +132,22 @@ def bucket_range_problems(spec: DatasetSpec) -> list[str]:
     step = spec.bucket_reso_steps
     if min(step, spec.min_bucket_reso) < 1 or spec.min_bucket_reso > spec.max_bucket_reso:
         return ["min_bucket_reso, max_bucket_reso and bucket_reso_steps must be above 0, and min not above max"]
+    if spec.max_bucket_reso > MAX_BUCKET_SIDE:
+        return [f"max_bucket_reso must be at most {MAX_BUCKET_SIDE}, got {spec.max_bucket_reso}"]
     sides = resolution_wh(spec)
     lowest = max(spec.min_bucket_reso // step, 1) * step
     highest = -(-spec.max_bucket_reso // step) * step
     if min(sides) < lowest or max(sides) > highest:
         return [f"resolution {spec.resolution} must lie between min_bucket_reso {lowest} and max_bucket_reso {highest}"]
     return []
+
+
+def is_file(entry: os.DirEntry) -> bool:
+    """Whether something in a folder is a file or a link to one; a pipe, or links in a circle, are none."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def is_picture_name(name: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from library.options.convert import A_PATH, is_path
+from library.options.convert import A_PATH, MAX_WHOLE, is_path
 
 BOOL, INT, NUMBER, TEXT, PAIR = "true or false", "a whole number", "a number", "text in quotes", "a list of two numbers"
 SIZE = "a side in pixels, or a list of width and height"
@@ -60,6 +60,7 @@ KEYS: dict[str, Key] = {
     "metadata_file": Key(A_PATH, "s"),
     "conditioning_data_dir": Key(A_PATH, "s"),
 }
+MAX_SIDE = 99_999  # as in --resolution
 ATTRIBUTES = ("diff_output_preservation",)  # keys of custom_attributes that mean something
 NOT_WITH_METADATA_FILE = ("caption_extension", "class_tokens", "cache_info", "is_reg", "conditioning_data_dir")
 LEVEL_NAMES = {"g": "[general]", "d": "[[datasets]]", "s": "[[datasets.subsets]]"}
@@ -147,7 +148,7 @@ def _check_style(index: int, dataset: Table) -> list[str]:
 
 
 def _fits(kind: str, value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
     is_int = is_number and isinstance(value, int)
     is_pair = isinstance(value, list) and len(value) == 2
     return {
@@ -158,5 +159,5 @@ def _fits(kind: str, value: Any) -> bool:
         A_PATH: isinstance(value, str) and is_path(value),
         TABLE: isinstance(value, dict),
         PAIR: is_pair and all(_fits(NUMBER, item) for item in value),
-        SIZE: (is_int and value > 0) or (is_pair and all(_fits(INT, item) and item > 0 for item in value)),
+        SIZE: all(type(side) is int and 0 < side <= MAX_SIDE for side in (value if is_pair else [value])),
     }[kind]

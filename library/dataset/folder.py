@@ -10,16 +10,18 @@ from pathlib import Path
 
 from PIL import Image, features
 
-from library.dataset.config import Size, SubsetOptions, is_picture_name
+from library.dataset.config import Size, SubsetOptions, is_file, is_picture_name
 from library.dataset.info_cache import read_sizes
 from library.dataset.picture_index import FolderIndex, PictureIndex
 from library.errors import quoted_list
+from library.texts import fits
 
 for _plugin in ("pillow_avif", "pillow_jxl"):  # they register themselves with Pillow
     with suppress(ImportError):
         importlib.import_module(_plugin)
 
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the configured one is nowhere in a folder
+MAX_CAPTION_BYTES = 10**6
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _find_masks(subset: SubsetOptions, pictures: list[str]) -> tuple[dict[str, P
         return {}, []
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file() and is_picture_name(entry.name))
+            names = sorted(entry.name for entry in entries if is_file(entry) and is_picture_name(entry.name))
     except OSError as error:
         return {}, [f"conditioning_data_dir: {folder} cannot be read: {error.strerror}"]
     by_stem = {os.path.splitext(name)[0]: folder / name for name in reversed(names)}
@@ -131,13 +133,17 @@ def _read_captions(
     contents: dict[str, bytes] = {}
     problems = []
     for name in sorted(set(files.values())):
+        path = subset.image_dir / name
         try:
-            contents[name] = index.caption(name)
+            if index.entries[name].stat().st_size <= MAX_CAPTION_BYTES:
+                contents[name] = index.caption(name)
+            else:
+                problems.append(f"{path} is no caption: it is larger than {MAX_CAPTION_BYTES // 10**6} MB")
         except OSError as error:
-            problems.append(f"{subset.image_dir / name} cannot be read: {error.strerror}")
+            problems.append(f"{path} cannot be read: {error.strerror}")
     encodings = _encodings(contents)
     problems += [
-        f"{subset.image_dir / name} is neither UTF-8, UTF-16 nor GBK; save it as UTF-8"
+        f"{subset.image_dir / name} is neither UTF-8, UTF-16 with a mark at its start, nor GBK; save it as UTF-8"
         for name, encoding in encodings.items()
         if encoding is None
     ]
@@ -171,19 +177,11 @@ def _encodings(contents: dict[str, bytes]) -> dict[str, str | None]:
 def _encoding(data: bytes) -> str | None:
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     candidates = ("utf-16",) if is_utf16 else ("utf-8-sig", "gbk")
-    return next((encoding for encoding in candidates if _fits(data, encoding)), None)
+    return next((codec for codec in candidates if fits(data, codec) and "\0" not in data.decode(codec)), None)
 
 
 def _is_gbk_by_chance_utf8(data: bytes) -> bool:
-    return "\u007f" < max(data.decode("utf-8-sig"), default="") < "\u0800" and _fits(data, "gbk")
-
-
-def _fits(data: bytes, encoding: str) -> bool:
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
+    return "\u007f" < max(data.decode("utf-8-sig"), default="") < "\u0800" and fits(data, "gbk")
 
 
 def _caption(text: str, all_lines: bool) -> str:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from library.dataset.picture_files import exif_orientation
+from library.dataset.picture_files import exif_orientation, open_picture
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,7 +31,7 @@ _PIL_INTERPOLATION = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampli
 
 def load_image(path: str | Path, keep_alpha: bool = False) -> np.ndarray:
     """A picture upright as [H, W, 3] uint8 RGB, transparency on white; with keep_alpha [H, W, 4] as it is."""
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         orientation = exif_orientation(image)
         image = _eight_bits(image)
         if keep_alpha:

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from library.dataset.config import Size
-from library.files import write_text_whole
+from library.files import read_user_text, write_text_whole
 from library.leftovers import remove_leftovers
+from library.texts import read_json
 
 NAME = "metadata_cache.json"
 
@@ -19,11 +20,11 @@ NAME = "metadata_cache.json"
 def read_sizes(folder: Path) -> tuple[dict[str, Size], list[str]]:
     """Name of a picture -> its size as noted, and notes; both empty where there is no such file yet."""
     path = folder / NAME
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8-sig"))
-        return {re.split(r"[/\\]", key)[-1]: _size(entry["resolution"]) for key, entry in noted.items()}, []
-    except FileNotFoundError:
+    if not path.exists():
         return {}, []
+    try:
+        noted = read_json(read_user_text(path, str(path)))
+        return {re.split(r"[/\\]", key)[-1]: _size(entry["resolution"]) for key, entry in noted.items()}, []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return {}, [f"{path} is damaged and made anew: {error!r}"]
 

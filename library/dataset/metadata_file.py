@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from library.dataset.config import SUBSET_FLAGS, Size, SubsetOptions, is_picture_name
+from library.dataset.config import SUBSET_FLAGS, Size, SubsetOptions, is_file, is_picture_name
 from library.dataset.folder import Folder
 from library.errors import UserError, counted, quoted_list
 from library.files import read_user_text
 from library.options.derived import face_crop_range
+from library.texts import read_json
 
 LATENTS_NAME = re.compile(r"(.+)_(\d{4,})x(\d{4,})_sd\.npz")  # as library.dataset.cache names them
 
@@ -176,7 +177,7 @@ def _directory(subset: SubsetOptions, key: str, directory: str) -> str:
 def _file_names(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_file())
+            return sorted(entry.name for entry in entries if is_file(entry))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -203,7 +204,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, Entry]]:
 
 def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
     try:
-        return json.loads(text)
+        return read_json(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}:{line}: not JSON: {error.msg} at column {error.colno}") from error

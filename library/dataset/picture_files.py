@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -14,6 +15,7 @@ from library.dataset.config import Size
 
 LOOK_WH = (72, 72)  # size at which a picture is turned upright for its look; a multiple of 9 and of 8
 LOOK_MARGIN = 2  # of 255
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "AVIF", "JXL", "GIF", "TIFF", "JPEG2000")
 
 Progress = Callable[[int, int], None]  # called with pictures done and pictures in all
 
@@ -30,16 +32,29 @@ class Decoded(NamedTuple):
     mtime_ns: int
 
 
+def open_picture(path: Path | BinaryIO) -> Image.Image:
+    """A picture whose format is one of FORMATS, whatever its name says: Pillow would run Ghostscript for others."""
+    return Image.open(path, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8 of a just opened picture, from its header alone."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif() would decode the whole picture to look behind its pixels
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def upright_size(path: Path) -> Size:
     """A picture's size as it is seen, from its header."""
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         return _upright(image)
 
 
@@ -78,7 +93,7 @@ def _decoded_or_damage(path: Path) -> Decoded | str:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             content = _hash_of(file)
-            with Image.open(file) as image:
+            with open_picture(file) as image:
                 size_wh = _upright(image)
                 image.draft(image.mode, (1, 1))  # JPEG: read all of the file, but build a small picture
                 image.load()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from library.dataset.config import Size
+from library.dataset.config import Size, is_file
 from library.dataset.picture_files import Decoded
 from library.files import written_whole
 
@@ -43,11 +43,13 @@ class FolderIndex:
     def __init__(self, folder: Path):
         self.folder = folder
         with os.scandir(folder) as entries:
-            self.entries = {entry.name: entry for entry in entries if entry.is_file()}
+            self.entries = {entry.name: entry for entry in entries if is_file(entry)}
         self.pictures: dict[str, Decoded] = {}
         self.captions: dict[str, CaptionFile] = {}
         self.has_changed = False
         with suppress(*BROKEN):
+            if NAME not in self.entries:
+                return
             self.pictures, self.captions = unpacked((folder / NAME).read_bytes())
 
     def picture(self, name: str) -> Decoded | None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from library.dataset.config import SUBSET_FLAGS, SubsetOptions, is_picture_name
+from library.dataset.config import SUBSET_FLAGS, SubsetOptions, is_file, is_picture_name
 from library.errors import UserError, quoted_list
 from library.options.derived import caption_extension, face_crop_range
+from library.texts import is_unicode
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def _classify(flag: str, root: Path) -> FolderListing:
     unnumbered: list[Path] = []
     for folder in _sub_folders(root):
         parsed = parse_repeat_folder(folder.name)
-        if parsed is None:
+        if not is_unicode(folder.name):
+            listing.problems.append(f"{flag}: the name of {folder} is not in UTF-8; rename it")
+        elif parsed is None:
             unnumbered.append(folder)
         elif parsed[0] < 1:
             listing.notes.append(f"{folder} is left out: its number of repeats, {parsed[0]}, is below 1")
@@ -103,7 +106,7 @@ def _classify(flag: str, root: Path) -> FolderListing:
             listing.folders.append(RepeatFolder(folder, *parsed))
     if listing.folders:
         listing.notes += _left_out(root, unnumbered)
-    else:
+    elif not listing.problems:
         listing.problems.append(f"{flag}: {_why_nothing_found(root, unnumbered, listing.notes)}")
     return listing
 
@@ -144,7 +147,7 @@ def _why_nothing_found(root: Path, unnumbered: list[Path], notes: list[str]) -> 
 
 def _sub_folders(root: Path) -> list[Path]:
     with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and os.path.isdir(entry)]
     return [root / name for name in sorted(names)]
 
 
@@ -155,4 +158,4 @@ def _has_repeat_folders(root: Path) -> bool:
 
 def _num_pictures(root: Path) -> int:
     with os.scandir(root) as entries:
-        return sum(is_picture_name(entry.name) and entry.is_file() for entry in entries)
+        return sum(is_picture_name(entry.name) and is_file(entry) for entry in entries)

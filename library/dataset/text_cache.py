@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from library.dataset.cache import DAMAGED, write_arrays
+from library.dataset.cache import DAMAGED, open_arrays, write_arrays
 from library.errors import UserError
 
 KEYS = ("hidden_state1", "hidden_state2", "pool2")
@@ -58,7 +58,7 @@ def text_path(image_path: Path) -> Path:
 def read_text(path: Path) -> TextOutputs:
     """The outputs of one file; a UserError where it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             return {key: file[key] for key in KEYS}
     except DAMAGED as error:
         raise UserError(
@@ -78,7 +78,7 @@ def write_text(path: Path, outputs: TextOutputs, origin: TextOrigin) -> None:
 
 def examine_file(path: Path) -> tuple[Shapes, TextOrigin | None]:
     """The shapes of the outputs, and what they were made from; raises one of DAMAGED where the file is."""
-    with np.load(path, allow_pickle=False) as file:
+    with open_arrays(path) as file:
         shapes = {key: _shape(file, key) for key in KEYS}
         if "athanor_checksum" not in file or file["athanor_checksum"] != zlib.crc32(
             np.ascontiguousarray(file["pool2"])
@@ -110,4 +110,7 @@ def _shape(file: np.lib.npyio.NpzFile, key: str) -> tuple[int, ...]:
     """The shape of an array that is not read."""
     with file.zip.open(f"{key}.npy") as member:
         np.lib.format.read_magic(member)
-        return np.lib.format.read_array_header_1_0(member)[0]
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if dtype.kind != "f":
+        raise ValueError(f"{key} is {dtype}")
+    return shape

@@ -1,6 +1,5 @@
 """Where the flags and the files of a base model tell different things of it. Needs no torch."""
 
-import json
 import re
 from typing import Any
 
@@ -8,6 +7,7 @@ from library.errors import UserError
 from library.families import row_of_kind
 from library.families.detect import SD2_TEXT_LAYERS, CheckpointInfo, read_shapes
 from library.options.groups import ModelOptions, TrainNetworkOptions
+from library.texts import read_json
 
 TEXT_LAYER = re.compile(  # of the text encoder of Stable Diffusion 1.x or 2.x in a single file
     r"cond_stage_model\.(?:transformer\.(?:text_model\.)?encoder\.layers|model\.transformer\.resblocks)\.(\d+)\."
@@ -99,7 +99,7 @@ def config_value(checkpoint: CheckpointInfo, name: str, key: str, default: Any =
     if not checkpoint.is_folder or not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
     return config.get(key, default) if isinstance(config, dict) else None

@@ -63,7 +63,9 @@ class UnmappedReader(SafetensorsReader):
         self._bytes.seek(self._data_start + first)
         data = bytearray(last - first)
         self._bytes.readinto(data)
-        dtype = self.DTYPES[entry["dtype"]]
+        dtype = self.DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise UserError(f"{name} is stored as {entry['dtype']}, no format of model weights; get another file")
         if not data:
             return torch.empty(entry["shape"], dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).view(entry["shape"])

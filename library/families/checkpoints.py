@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 from library.families.checkpoint_files import Target, open_checkpoint
 from library.families.detect import CheckpointInfo
 from library.families.ldm_clip import SDXL_CLIP_PREFIX, clip_in_file, load_clip
@@ -20,6 +20,7 @@ from library.families.ldm_open_clip import SDXL_OPEN_CLIP, load_open_clip, open_
 from library.families.ldm_unet import eight_heads, heads_of_64, load_unet, unet_in_file
 from library.families.ldm_vae import load_vae, vae_in_file
 from library.options.groups import ModelOptions
+from library.texts import read_json
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,25 @@ def load_part(model_class: type, folder: Path, target: Target) -> nn.Module:
     names = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     variants = [name for name in names if ".fp16." in name]
     variant = "fp16" if variants and len(variants) == len(names) else None
+    _require_config(folder / "config.json")
     transformers_logging.disable_progress_bar()
-    model = model_class.from_pretrained(folder, torch_dtype=target.dtype, variant=variant, local_files_only=True)
+    try:
+        model = model_class.from_pretrained(folder, torch_dtype=target.dtype, variant=variant, local_files_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the libraries raise many kinds on damaged files
+        raise UserError(f"the model folder {folder} cannot be loaded: {first_line(error)}") from error
     return model.to(target.device)
+
+
+def _require_config(path: Path) -> None:
+    """UserError unless a file is a JSON object: diffusers takes a text in it for the name of a model to download."""
+    try:
+        is_config = isinstance(read_json(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        is_config = False
+    if not is_config:
+        raise UserError(f"{path} is missing or broken; get the model again")
 
 
 def ldm_state_dict(models: Models, kind: str = "sd1") -> dict[str, Tensor]:

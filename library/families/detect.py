@@ -1,17 +1,19 @@
 """What a checkpoint is, read from its header alone: no torch, no weights, no code of a pickle run."""
 
-import json
+import os
 import pickletools
 import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 from library.families.kinds import KINDS, PIPELINE_KINDS, Shapes, kind_of_shapes
+from library.texts import read_json
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+MAX_PICKLE_BYTES = 20_000_000  # of the index of a torch file; large models have about 1 MB
 SD2_TEXT_LAYERS = 23  # of the 24 in its files: it was trained with the output of the last but one
 
 
@@ -31,9 +33,9 @@ class CheckpointInfo:
 def inspect_checkpoint(path_text: str, flag: str = "--pretrained_model_name_or_path") -> CheckpointInfo:
     """The kind of the base model at the path; UserError where there is none."""
     path = Path(path_text)
-    if path.is_dir():
+    if os.path.isdir(path):
         return CheckpointInfo(path, _kind_of_folder(path, flag), is_folder=True)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(_missing_sentence(path_text, flag))
     if path.suffix.lower() not in WEIGHT_SUFFIXES:
         raise UserError(
@@ -68,7 +70,7 @@ def _kind_of_folder(path: Path, flag: str) -> str:
     if not index_path.is_file():
         raise UserError(f"{flag}: the folder {path} is not a diffusers model: it has no model_index.json")
     index = _read_json(index_path, flag)
-    kind = PIPELINE_KINDS.get(index.get("_class_name", ""), "unknown")
+    kind = PIPELINE_KINDS.get(str(index.get("_class_name")), "unknown")
     if kind not in ("sd1", "sd1_inpainting", "sdxl"):
         return kind
     unet, text_encoder = (_read_json_if_there(path / part / "config.json", flag) for part in ("unet", "text_encoder"))
@@ -85,8 +87,8 @@ def _read_json_if_there(path: Path, flag: str) -> dict:
 
 def _read_json(path: Path, flag: str) -> dict:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        return dict(read_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{flag}: {path} is broken; get the model again") from None
 
 
@@ -97,12 +99,13 @@ def _shapes_of_safetensors(path: Path, flag: str) -> Shapes:
         if size < 8 or header_size > min(size - 8, MAX_HEADER_BYTES):
             raise UserError(f"{flag}: {path} is not a safetensors file or was cut off ({size} bytes); get it again")
         try:
-            header = json.loads(file.read(header_size))
+            header = read_json(file.read(header_size).decode())
             header.pop("__metadata__", None)
-            expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            shapes = {name: _sizes(entry["shape"]) for name, entry in header.items()}
+            ends = [_sizes(entry["data_offsets"])[1] for entry in header.values()]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise UserError(f"{flag}: {path} has a broken safetensors header; get the file again") from None
+    expected = 8 + header_size + max(ends, default=0)
     if size < expected:
         raise UserError(
             f"{flag}: {path} is cut off: its header promises {expected} bytes, it has {size}; get the file again"
@@ -110,19 +113,35 @@ def _shapes_of_safetensors(path: Path, flag: str) -> Shapes:
     return shapes
 
 
+def _sizes(values: list[int]) -> tuple[int, ...]:
+    """A shape, or two ends of data; ValueError where it is none."""
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(f"{values} are no sizes")
+    return tuple(values)
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip archive does."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an archive in several parts
+        return False
+
+
 def _names_in_pickle(path: Path, flag: str) -> list[str]:
     """The strings of a torch pickle's index; the pickle is only scanned, never run."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         raise UserError(
             f"{flag}: {path} is not a checkpoint that can be read safely (no torch zip archive, or cut off); "
             "get the .safetensors version of this model"
         )
-    with zipfile.ZipFile(path) as archive:
-        index = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        if not index:
-            raise UserError(f"{flag}: {path} is a zip archive but no torch checkpoint")
-        try:
-            operations = list(pickletools.genops(archive.read(index[0])))
-        except (ValueError, zipfile.BadZipFile):
-            raise UserError(f"{flag}: {path} is broken; get the file again") from None
-    return [argument for _, argument, _ in operations if isinstance(argument, str)]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            index = [item for item in archive.infolist() if item.filename.endswith("data.pkl")]
+            num_bytes = sum(item.file_size for item in archive.infolist())
+            if index and index[0].file_size <= MAX_PICKLE_BYTES and num_bytes <= path.stat().st_size:
+                operations = pickletools.genops(archive.read(index[0]))
+                return [argument for _, argument, _ in operations if isinstance(argument, str)]
+    except Exception as error:  # zipfile and pickletools raise many kinds on damaged files
+        raise UserError(f"{flag}: {path} is broken ({first_line(error)}); get the file again") from None
+    raise UserError(f"{flag}: {path} is a zip archive but no torch checkpoint, which torch would not have compressed")

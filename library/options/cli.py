@@ -149,7 +149,7 @@ def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
             given = _read_record(given, reading.flags, path)
         translation = translate(given, reading.flags)
         if translation is not None:
-            logger.warning(translation.report(str(path)))
+            logger.warning(translation.report(str(path)), extra={"has_lines": True})
             given = translation.options
         given = _renamed(given, reading.flags)
         if translation is not None and translation.command_line is not None:

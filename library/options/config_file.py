@@ -1,6 +1,7 @@
 """Options in TOML and JSON files: where each key stands, what it is called here, and how a file is written."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 import toml
 
 from library.errors import CannotWrite, UserError
-from library.files import write_text_whole
+from library.files import read_user_text, write_text_whole
 from library.leftovers import remove_leftovers
 from library.options.fields import Flag
 from library.secrets import hide_in_text
+from library.texts import read_json
 
 KEY_LINE = re.compile(r"""\s*(?:[\w-]+\s*\.\s*)?(["']?)([\w-]+)\1\s*=""")
 JSON_KEY = re.compile(r'"([\w-]+)"\s*:')
@@ -30,6 +32,7 @@ REASONS = (  # the parser's words -> ours
     (r"What\? (\S+) already exists\?.*", r"[\1] stands twice; put both into one"),
     (r"Not a homogeneous array.*", "a list of mixed types; beside 0.1 write 0.0 for 0 and 1.0 for 1"),
 )
+MAX_TOML_LENGTH = 1_000_000  # the parser's time for a string of escapes grows with the square of its length
 ALIASES_THAT_YIELD = {"epoch": "max_train_steps"}  # tools that write both have computed the steps from the epochs
 
 
@@ -67,21 +70,15 @@ def read_config(path: Path) -> dict[str, Given]:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: the file is not in UTF-8: save it with this encoding") from None
-    except FileNotFoundError:
-        raise UserError(f"--config_file: there is no file {path}") from None
-    except OSError as error:
-        raise UserError(f"--config_file: cannot read {path}: {error.strerror}") from None
+    if not os.path.exists(path):
+        raise UserError(f"--config_file: there is no file {path}")
+    return read_user_text(path, str(path))
 
 
 def parse_json(path: Path, text: str) -> dict[str, Any]:
     """The keys of an object; null is "not given"."""
     try:
-        values = json.loads(text)
+        values = read_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     if not isinstance(values, dict):
@@ -91,6 +88,8 @@ def parse_json(path: Path, text: str) -> dict[str, Any]:
 
 def parse_toml(path: Path | str, text: str) -> dict[str, Any]:
     """The tables of a text; what is wrong is said with the path and the line."""
+    if len(text) > MAX_TOML_LENGTH:
+        raise UserError(f"{path} has {len(text)} characters; a TOML file may have {MAX_TOML_LENGTH}, a JSON file more")
     try:
         values = toml.loads(text)
     except Exception as error:  # the parser raises IndexError, TypeError and more for some broken files

@@ -1,10 +1,12 @@
 """Values as they are written, on the command line or in TOML, made into values of the flag's type."""
 
+import re
 import sys
 from typing import Any
 
 from library.options.derived import names_prompt_file
 from library.options.fields import Flag
+from library.texts import is_unicode
 
 LISTS_JOINED_BY_COMMA = ("resolution", "face_crop_aug_range")  # text flags that configurations also write as [w, h]
 WRITTEN_FOR_UNSET = {  # what other tools write for the default, or kohya takes for it
@@ -13,11 +15,13 @@ WRITTEN_FOR_UNSET = {  # what other tools write for the default, or kohya takes 
     "save_n_epoch_ratio": (0,),
     "scale_weight_norms": (0, 0.0),
 }
+MAX_WHOLE = 10**18
+MAX_PATH_BYTES, MAX_NAME_BYTES = 4095, 255  # what Linux takes
 SAME_VALUES = {("max_token_length", "255"): 225}  # kohya trains 3 chunks of 75 tokens with either
 
 A_PATH = (
-    "a path without control characters (in double quotes TOML reads \\t and \\n as tab and line end: "
-    "write Windows paths in single quotes or with /)"
+    "a path without control characters (in double quotes TOML reads \\t and \\n as tab and line end: write Windows "
+    "paths in single quotes or with /) and without names of more than 255 bytes"
 )
 
 
@@ -65,6 +69,8 @@ def _to_int(value: Any) -> int:
     number = _number(value)
     if number is None or number != int(number):
         raise Mismatch("a whole number")
+    if abs(number) > MAX_WHOLE:
+        raise Mismatch(f"a whole number of at most {MAX_WHOLE}")
     return int(number)
 
 
@@ -106,10 +112,13 @@ def _number(value: Any) -> int | float | None:
 
 def _to_text(value: Any) -> str:
     if isinstance(value, str):
+        if not is_unicode(value):
+            raise Mismatch("text in UTF-8")
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise Mismatch("text in quotes")
+    number = _number(value)
+    if number is None:
+        raise Mismatch("text in quotes")
+    return str(number)
 
 
 def _to_path(value: Any) -> str:
@@ -121,7 +130,10 @@ def _to_path(value: Any) -> str:
 
 def is_path(text: str) -> bool:
     """Whether a text may be a path: one with control characters is a Windows path in the wrong quotes."""
-    return all(ord(character) >= 32 for character in text)
+    if not is_unicode(text) or len(text.encode()) > MAX_PATH_BYTES:
+        return False
+    has_long_names = any(len(name.encode()) > MAX_NAME_BYTES for name in re.split(r"[/\\]", text))
+    return not has_long_names and all(ord(character) >= 32 for character in text)
 
 
 def _to_prompts(value: Any) -> str:

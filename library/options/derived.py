@@ -16,7 +16,7 @@ def resolution_wh(options: Any) -> tuple[int, int]:
     text = options.resolution
     if text is None:
         raise UserError("--resolution is required, for example 512,512 (width,height)")
-    match = re.fullmatch(r"\s*(\d+)\s*(?:[,xX]\s*(\d+)\s*)?", text)
+    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:[,xX]\s*(\d{1,5})\s*)?", text)
     if match is None or 0 in (sides := [int(side) for side in match.groups(default=match[1])]):
         raise UserError(f"--resolution must be a size such as 512 or 512,768 (width,height), got {text!r}")
     return sides[0], sides[1]

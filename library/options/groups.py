@@ -13,10 +13,13 @@ from library.errors import quoted_list
 from library.options.checks import (
     above_zero,
     at_least,
+    at_most,
     caption_numbers,
     conflict,
     existing_dir,
     existing_file,
+    file_name,
+    name_below,
     problems_of,
     rates,
 )
@@ -63,6 +66,7 @@ HUB_VALUES = {
     "huggingface_repo_visibility": ("public", "private"),
 }
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
+MAX_BUCKET_SIDE = 16384  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +192,7 @@ class DatasetOptions(OptionGroup):
         return [
             *at_least(self, 1, "dataset_repeats", "vae_batch_size", "train_batch_size"),
             *at_least(self, 1, "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"),
+            *at_most(self, MAX_BUCKET_SIDE, "max_bucket_reso"),
             *at_least(self, 0, "max_data_loader_n_workers"),
             *caption_numbers(self),
             *rates(self, "validation_split"),
@@ -478,8 +483,7 @@ class SavingOptions(OptionGroup):
             problems.append("--output_dir is required: the folder for the trained network")
         elif Path(self.output_dir).is_file():
             problems.append(f"--output_dir must be a folder, but {self.output_dir} is a file")
-        if self.output_name and any(mark in self.output_name for mark in "/\\"):
-            problems.append(f"--output_name must be a name without folders, got {self.output_name!r}: see --output_dir")
+        problems += file_name("output_name", self.output_name, "output_dir")
         if self.metadata_thumbnail and not self.metadata_thumbnail.startswith("data:"):
             problems += existing_file("metadata_thumbnail", self.metadata_thumbnail)
         return problems + self._check_hub()
@@ -587,7 +591,11 @@ class LoggingOptions(OptionGroup):
     def check(self) -> list[str]:
         if self.log_with in ("tensorboard", "all") and not self.logging_dir:
             return [f"--log_with {self.log_with} needs --logging_dir, the folder for the curves"]
-        return []
+        return [
+            problem
+            for name in ("log_prefix", "log_tracker_name")
+            for problem in name_below(name, getattr(self, name), "logging_dir")
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

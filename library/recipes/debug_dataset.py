@@ -6,7 +6,7 @@ from pathlib import Path
 from library.dataset.sampler import sampler_of
 from library.dataset.sheet import NO_CAPTION, Panel, chosen_batches, draw_sheets, num_buckets, panel_of
 from library.dataset.views import Views
-from library.errors import quoted_list
+from library.errors import one_line, quoted_list
 from library.options.groups import TrainNetworkOptions
 from library.pictures import write_picture
 from library.preflight import Preflight
@@ -46,7 +46,7 @@ def captions_table(panels: list[Panel]) -> str:
         size = f"{panel.size_wh[0]}x{panel.size_wh[1]}"
         for tile in panel.tiles:
             counts = (str(panel.number), str(panel.step), size, str(tile.num_repeats))
-            rows.append((*counts, tile.name, " ".join(tile.marks), tile.caption or NO_CAPTION))
+            rows.append((*counts, one_line(tile.name), " ".join(tile.marks), one_line(tile.caption) or NO_CAPTION))
     return aligned(rows, numbers=(0, 1, 2, 3))
 
 

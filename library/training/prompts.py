@@ -4,20 +4,23 @@ import json
 import logging
 import re
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
-
-import toml
 
 from library.errors import UserError
 from library.files import read_user_text
+from library.options.config_file import parse_toml as read_toml
 from library.options.derived import names_prompt_file
 from library.options.groups import MAX_SEED, SAMPLERS
+from library.texts import read_json
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_STEPS = 30
 DEFAULT_SIZE = 512
 DEFAULT_SCALE = 7.5
+MAX_SIDE = 16384  # pixels
+MAX_DIGITS = 100  # of a number in a prompt line
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def read_prompts(path: Path) -> list[SamplePrompt]:
     text = read_user_text(path, f"--sample_prompts: {path}")
     try:
         entries = READERS[path.suffix.lower()](text, str(path))
-    except (toml.TomlDecodeError, json.JSONDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise UserError(f"--sample_prompts: {path} cannot be read: {error}") from error
     return checked(entries, str(path))
 
@@ -77,6 +80,10 @@ def checked(entries: list[SamplePrompt], place: str) -> list[SamplePrompt]:
         raise UserError(f"--sample_prompts: {place}: there is no sampler {unknown[0]}; known are {', '.join(SAMPLERS)}")
     if large := [entry.seed for entry in entries if not 0 <= (entry.seed or 0) <= MAX_SEED]:
         raise UserError(f"--sample_prompts: {place}: a seed must be between 0 and {MAX_SEED}, got {large[0]}")
+    if large := [side for entry in entries for side in (entry.width, entry.height) if side > MAX_SIDE]:
+        raise UserError(f"--sample_prompts: {place}: a side must be at most {MAX_SIDE} pixels, got {large[0]}")
+    if odd := [entry.scale for entry in entries if not isfinite(entry.scale)]:
+        raise UserError(f"--sample_prompts: {place}: scale must be a finite number, got {odd[0]}")
     return [replace(rounded(entry), enum=index) for index, entry in enumerate(entries)]
 
 
@@ -87,7 +94,7 @@ def parse_lines(text: str, place: str) -> list[SamplePrompt]:
 
 def parse_toml(text: str, place: str) -> list[SamplePrompt]:
     """A table `[prompt]` with what all share, and `[[prompt.subset]]` for each picture."""
-    shared = toml.loads(text).get("prompt", {})
+    shared = read_toml(f"--sample_prompts: {place}", text).get("prompt", {})
     subsets = shared.pop("subset", []) if isinstance(shared, dict) else None
     if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
         raise UserError(f"--sample_prompts: {place} needs a table [prompt] with tables [[prompt.subset]]")
@@ -96,7 +103,7 @@ def parse_toml(text: str, place: str) -> list[SamplePrompt]:
 
 def parse_json(text: str, place: str) -> list[SamplePrompt]:
     """A list of prompt lines and of objects."""
-    entries = json.loads(text)
+    entries = read_json(text)
     if not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
         raise UserError(f"--sample_prompts: {place} must hold a list of texts or objects")
     return [parse_line(e, place) if isinstance(e, str) else parse_table(e, place) for e in entries]
@@ -120,7 +127,7 @@ def parse_line(line: str, where: str) -> SamplePrompt:
             )
         pattern, field, convert = LINE_OPTIONS[name.lower()]
         match = re.match(pattern, value.strip())
-        if match is None:
+        if match is None or (convert is not str and len(match[0]) > MAX_DIGITS):
             raise UserError(f"--sample_prompts: {where}: --{name} cannot be {value!r}")
         values[field] = convert(match[0])
     return SamplePrompt(prompt.strip(), **values)

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import logging
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from library.errors import UserError, counted
 from library.families.detect import read_shapes
 from library.options.derived import network_arguments, network_module, optimizer_name, resumes_newest
 from library.options.groups import TrainNetworkOptions
+from library.texts import read_json
 from library.training.losses import LossRecorder
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan
@@ -75,13 +75,18 @@ def require_whole(folder: Path) -> None:
 def read_facts(folder: Path) -> dict[str, Any]:
     """What stands in a state's JSON file; kohya's scripts write epoch and step alone."""
     try:
-        facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        facts = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         kinds = FACTS if "seed" in facts else {"current_epoch": int, "current_step": int}
-        if all(isinstance(facts[name], kind) for name, kind in kinds.items()):
+        counters = [facts[name] for name, kind in kinds.items() if kind is int]
+        if all(isinstance(facts[name], kind) for name, kind in kinds.items()) and all(map(is_counter, counters)):
             return facts
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken")
+
+
+def is_counter(value: int) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def read_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:

@@ -4,9 +4,9 @@ import importlib.util
 import os
 from pathlib import Path
 
-import toml
-
 from library.errors import UserError, first_line
+from library.files import read_user_text
+from library.options.config_file import parse_toml
 from library.options.derived import tracker_names
 from library.options.groups import LoggingOptions
 from library.secrets import hide_in
@@ -40,10 +40,8 @@ def read_tracker_config(options: LoggingOptions) -> dict[str, dict]:
     path = options.log_tracker_config
     if not path:
         return {}
-    try:
-        tables = toml.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:  # a TOML or UTF-8 mistake is a ValueError
-        raise UserError(f"--log_tracker_config: {path} cannot be read: {first_line(error)}") from error
+    place = f"--log_tracker_config: {path}"
+    tables = parse_toml(place, read_user_text(Path(path), place))
     problems = [
         f"--log_tracker_config: {path} must hold tables named [{'] or ['.join(PACKAGES)}], found {name}"
         for name, table in tables.items()
