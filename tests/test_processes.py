@@ -23,9 +23,9 @@ FLAGS = (
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
 CONFIGS = ROOT / "config_examples" / "accelerate"
-# Sums in another order differ in the last bits, which Adam, dividing by a gradient's own size, makes 1e-6 at most here;
-# a step moves a weight by up to 1e-3.
-TOLERANCE = dict(rtol=1e-5, atol=2e-6)
+# Sums in another order differ in the last bits, of which Adam, dividing by a gradient's own size, makes up to 4e-6 here
+# where a gradient is next to nothing; a step moves a weight by up to 1e-3.
+TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is for Linux and macOS")
 
@@ -71,12 +71,11 @@ def uneven_pictures(tmp_path) -> Path:
     return tiny.write_pictures(tmp_path / "uneven", "1_cat", count=5)
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, tmp_path):
+def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, uneven_pictures, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat --w 64 --h 64 --s 2 --d 7\n", encoding="utf-8")
-    toy = tiny.arguments(
-        tiny_file, pictures, tmp_path / "toy", max_train_epochs=2, cache_latents=False, max_grad_norm=0
-    )
+    common = dict(max_train_epochs=2, cache_latents=False, max_grad_norm=0)
+    toy = tiny.arguments(tiny_file, uneven_pictures, tmp_path / "toy", **common)
     output = tmp_path / "输出 out"
     run = tiny.arguments(
         tiny_file, pictures, output, network_args=["module_dropout=0.5"], sample_prompts=prompts, before_after=True,

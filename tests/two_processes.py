@@ -22,21 +22,22 @@ from train_network import train
 
 
 class ToyRecipe:
-    """A loss that only the batch decides; half of the model has a gradient for some pictures only."""
+    """A loss that only the batch decides; a part of the model has gradients for some pictures only, one has none."""
 
     def __init__(self):
         torch.manual_seed(0)
-        self.usual, self.rare = nn.Linear(3, 1), nn.Linear(3, 1)
+        self.usual, self.rare, self.idle = (nn.Linear(3, 1) for _ in range(3))
 
     def loss(self, batch: Batch) -> Tensor:
         colour = batch.images.mean(dim=(2, 3))
         output = self.usual(colour)
-        if any("number 0" in caption for caption in batch.captions):
-            output = output + self.rare(colour)
+        marked = torch.tensor([["number 0" in caption] for caption in batch.captions])
+        if marked.any():
+            output = output + self.rare(colour) * marked
         return (output - 1).square().mean()
 
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.usual.parameters(), *self.rare.parameters()]
+        return [*self.usual.parameters(), *self.rare.parameters(), *self.idle.parameters()]
 
     def learning_rates(self) -> dict[str, float]:
         return {}
@@ -58,7 +59,7 @@ def toy_weights(arguments: list[str]) -> tuple[Tensor, Accelerator]:
     options = read_options(TrainNetworkOptions, arguments)
     checked = preflight(options)
     plan, recipe, accelerator = checked.plan, ToyRecipe(), build_accelerator(options)
-    optimizer = torch.optim.SGD(recipe.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(recipe.parameters(), lr=0.1, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     dataset = TrainingDataset(checked.scanned, options, options.seed, plan.max_train_steps)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)

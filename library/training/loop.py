@@ -130,11 +130,19 @@ def update(
 
 
 def average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
-    """The mean over processes, in one message; where a process has no gradient (a dropped layer), its part is 0."""
+    """The mean over processes, in one message, which also says who has gradients.
+
+    Where a process has none (a dropped layer), its part is 0; where no process has one there is none, as with one
+    process: optimizers leave such parameters alone.
+    """
+    is_here = [parameter.grad is not None for parameter in parameters]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-    for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    flags = torch.tensor(is_here).to(gradients[0], non_blocking=True)
+    mean = accelerator.reduce(torch.cat([*(gradient.flatten() for gradient in gradients), flags]), reduction="mean")
+    *parts, flags = mean.split([*(p.numel() for p in parameters), len(parameters)])
+    is_anywhere = is_here if all(is_here) else flags.tolist()  # only then the device is waited for
+    for parameter, part, is_there in zip(parameters, parts, is_anywhere, strict=True):
+        parameter.grad = part.view_as(parameter) if is_there else None
 
 
 def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accelerator, state: LoopState) -> None:
