@@ -56,7 +56,11 @@ def of_optimizer(name: str) -> dict:
     """Options of a run with this optimizer, whose state is really of 8 bits where it can be."""
     arguments = ["min_8bit_size=16"] if "8bit" in name else None
     rate = 1.0 if find_spec(name).adapts_lr else 1e-3
-    return dict(optimizer_type=name, learning_rate=rate, optimizer_args=arguments, network_train_unet_only=True)
+    warmup = 0 if name == "DAdaptSGD" else 2  # its first step divides by the learning rate
+    return dict(
+        optimizer_type=name, learning_rate=rate, optimizer_args=arguments, lr_warmup_steps=warmup,
+        network_train_unet_only=True,
+    )  # fmt: skip
 
 
 OFTEN = ("AdamW8bit", "Prodigy", "AdamWScheduleFree")
