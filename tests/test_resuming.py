@@ -56,7 +56,11 @@ def of_optimizer(name: str) -> dict:
     """Options of a run with this optimizer, whose state is really of 8 bits where it can be."""
     arguments = ["min_8bit_size=16"] if "8bit" in name else None
     rate = 1.0 if find_spec(name).adapts_lr else 1e-3
-    return dict(optimizer_type=name, learning_rate=rate, optimizer_args=arguments, network_train_unet_only=True)
+    warmup = 0 if name == "DAdaptSGD" else 2  # its first step divides by the learning rate
+    return dict(
+        optimizer_type=name, learning_rate=rate, optimizer_args=arguments, lr_warmup_steps=warmup,
+        network_train_unet_only=True,
+    )  # fmt: skip
 
 
 OFTEN = ("AdamW8bit", "Prodigy", "AdamWScheduleFree")
@@ -358,9 +362,10 @@ def test_a_process_that_is_asked_to_stop_saves_and_tells_how_to_go_on(cause, cod
         os.killpg(run.pid, signal.SIGINT)
     assert run.wait(120) == code
     text = (tmp_path / "said.txt").read_text(encoding="utf-8")
-    assert "Traceback" not in text, text[-3000:]
     if cause == "twice":
+        assert "stopped by Ctrl-C" in text and not list(output.glob("*-state"))
         return
+    assert "Traceback" not in text, text[-3000:]
     assert not (output / "STOP").exists()
     assert "to go on, give the same command with --resume auto" in text.splitlines()[-1]
     train(tiny.arguments(tiny_file, pictures, output, resume="auto", **options))
