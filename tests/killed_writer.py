@@ -1,8 +1,8 @@
 """What test_kills.py kills: every kind of write of a run, over and over, or whole runs, in forks of this process.
 
 A line of JSON begins a fork: [kind, folder, the file operation to die before or 0, the first round], or
-["train", arguments]. Two lines answer it: its process id and, in the end, its exit code. Files tell of which round
-they are, so that a file or state made of two is found.
+["train", arguments]. It is answered with the process id and, after an empty line, with the exit code. Files tell of
+which round they are, so that a file or state made of two is found.
 """
 
 import json
@@ -170,6 +170,7 @@ def serve() -> None:
                 os._exit(1)
             os._exit(0)
         print(child, flush=True)
+        sys.stdin.readline()  # an empty one: the process id is asked for no more
         status = os.waitpid(child, 0)[1]
         print(os.waitstatus_to_exitcode(status), flush=True)
 
