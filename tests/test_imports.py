@@ -42,6 +42,7 @@ TORCH_FREE = (
     "library.secrets",
     "library.training.hub",
     "library.training.losses",
+    "library.training.memory_savers",
     "library.training.optimizers",
     "library.training.plan",
     "library.training.prompts",
