@@ -47,6 +47,7 @@ TORCH_FREE = (
     "library.recipes.overview",
     "library.training.hub",
     "library.training.losses",
+    "library.training.memory_savers",
     "library.training.optimizers",
     "library.training.plan",
     "library.training.prompts",

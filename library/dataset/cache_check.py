@@ -69,6 +69,8 @@ def _misfit(cached: CachedLatents, wanted: WantedLatents) -> str | None:
     same_size = cached.original_size_wh == wanted.original_size_wh and cached.latents.shape[-2:] == latents_hw
     if not same_size or not np.allclose(cached.crop_ltrb, wanted.crop_ltrb, rtol=0, atol=1):
         return OTHER_SIZE
+    if not np.isfinite(cached.latents).all():
+        return BROKEN
     if wanted.mirrored and (cached.latents_flipped is None or cached.latents_flipped.shape != cached.latents.shape):
         return NOT_MIRRORED
     if wanted.masked and (cached.alpha_mask is None or cached.alpha_mask.shape != wanted.bucket_wh[::-1]):

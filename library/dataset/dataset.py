@@ -1,7 +1,8 @@
 """From draws to batches: pictures or cached latents, captions and sizes as one training step sees them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from library.dataset.scan import ScannedDataset
 from library.dataset.share import Share
 from library.dataset.text_cache import TextOutputs, WantedText, read_text
 from library.dataset.views import Views
+from library.errors import UserError
 from library.families.base import Batch
+
+MAX_STAND_INS = 20  # pictures that are tried in place of one that is gone
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Example:
     conds: dict[str, Tensor] | None = None  # text encoder outputs as their file holds them, where they are cached
     preserves_output: bool = False  # whether the model without the network gives the target
     share: Share | None = None  # of its process in the global batch
+    picture: str = ""  # its path, for messages
+    left_out: tuple[str, ...] = ()  # what could not be read of the same batch, with the reasons
 
 
 class TrainingDataset(torch.utils.data.Dataset[Example]):
@@ -85,7 +91,22 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             conds=self._conds(draw.index),
             preserves_output=subset.diff_output_preservation,
             share=draw.share,
+            picture=str(record.path),
         )
+
+    def __getitems__(self, draws: list[Draw]) -> list[Example]:
+        """The Examples of a batch, without what has vanished or broken since the run began.
+
+        Where nothing is left, another picture stands in, so that there are as many batches as ever.
+        """
+        left_out: list[str] = []
+        examples = list(self._readable(draws, left_out))
+        if not examples:
+            examples = list(itertools.islice(self._readable(self._stand_ins(draws[0]), left_out), 1))
+        if not examples:
+            raise UserError(f"no picture can be read any more, is their drive still there? {left_out[0]}")
+        share = draws[0].share and draws[0].share.with_rows(len(examples))
+        return [replace(examples[0], left_out=tuple(left_out), share=share), *examples[1:]]
 
     @property
     def num_train_images(self) -> int:
@@ -161,10 +182,30 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
     def _subset(self, index: int) -> SubsetOptions:
         return self.views.subset(index)
 
+    def _readable(self, draws: Iterable[Draw], left_out: list[str]) -> Iterator[Example]:
+        """The Examples that can be read; why the others cannot goes into `left_out`."""
+        for draw in draws:
+            try:
+                example = self[draw]
+            except UserError as error:
+                left_out += error.problems
+            else:
+                yield example
+
+    def _stand_ins(self, draw: Draw) -> Iterator[Draw]:
+        """Draws of other pictures, the next ones of the same bucket first, then the next ones of all."""
+        others = [index for index, repeats in enumerate(self.repeats) if repeats and index != draw.index]
+        others.sort(key=lambda index: (self.choices[index] != self.choices[draw.index], index < draw.index))
+        return (replace(draw, index=index) for index in others[:MAX_STAND_INS])
+
     def _cached(self, index: int) -> CachedLatents | None:
-        if index in self.latents_paths:
-            return read_latents(self.latents_paths[index])
-        return self.latents.get(index)
+        path = self.latents_paths.get(index)
+        if path is None:
+            return self.latents.get(index)
+        cached, (width, height) = read_latents(path), self.choices[index].bucket_wh
+        if cached.latents.shape[-2:] != (height // 8, width // 8):
+            raise UserError(f"cached latents {path} are not of {width}x{height} pixels; delete the file")
+        return cached
 
     def _conds(self, index: int) -> dict[str, Tensor] | None:
         path = self.text_paths.get(index)
@@ -186,6 +227,8 @@ def collate(examples: Sequence[Example]) -> Batch:
         target_sizes_hw=torch.tensor([example.target_size_hw for example in examples]),
         preserved_rows=[row for row, example in enumerate(examples) if example.preserves_output],
         share=examples[0].share,
+        pictures=[example.picture for example in examples],
+        left_out=[problem for example in examples for problem in example.left_out],
     )
 
 

@@ -13,6 +13,7 @@ from library.dataset.dataset import TrainingDataset
 from library.dataset.own_dataset import OwnDataset
 from library.dataset.sampler import BucketSampler, Draw, derived_seed
 from library.dataset.share import share_of
+from library.dataset.steady_loader import SteadyLoader
 from library.errors import UserError
 from library.families.base import Batch
 
@@ -47,9 +48,9 @@ def build_loader(
     """
     cached = dataset.latents or dataset.latents_paths
     num_workers = 0 if cached else min(options.max_data_loader_n_workers, os.cpu_count() or 1)
-    return DataLoader(
+    return SteadyLoader(
         dataset,
-        batch_sampler=batches,
+        batches,
         collate_fn=dataset.collate,
         num_workers=num_workers,
         persistent_workers=options.persistent_data_loader_workers and num_workers > 0,

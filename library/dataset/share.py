@@ -1,6 +1,6 @@
 """How processes share a batch. Needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,12 @@ class Share:
     @property
     def is_whole(self) -> bool:
         return self.stop - self.first == self.size
+
+    def with_rows(self, count: int) -> "Share":
+        """The same share where only this many of its rows could be read; their mean counts as that of all."""
+        if self.is_whole:
+            return replace(self, size=count, stop=count)
+        return replace(self, stop=self.first + count)
 
 
 def share_of(rank: int, num_processes: int, size: int, seed: int) -> Share:

@@ -96,5 +96,7 @@ class Views:
 def _read(load: Callable[..., np.ndarray], path: Path, *arguments: object) -> np.ndarray:
     try:
         return load(path, *arguments)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
         raise UserError(f"1 picture cannot be read: {path} ({unreadable_reason(path, error)})") from error

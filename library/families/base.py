@@ -33,6 +33,8 @@ class Batch:
     target_sizes_hw: Tensor  # [B, 2] pixels
     preserved_rows: list[int] = field(default_factory=list)  # whose target is the model's output without the network
     share: Share | None = None  # what these rows are of the global batch; None outside of training
+    pictures: list[str] = field(default_factory=list)  # their paths, where they are known; for messages
+    left_out: list[str] = field(default_factory=list)  # what could not be read, and is missing, with the reasons
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its pictures, latents, masks and weights on the device; sizes stay where they are."""
@@ -48,6 +50,7 @@ class Batch:
         return replace(
             part,
             captions=[self.captions[row] for row in rows],
+            pictures=[self.pictures[row] for row in rows] if self.pictures else [],
             preserved_rows=[position for position, row in enumerate(rows) if row in self.preserved_rows],
             original_sizes_hw=self.original_sizes_hw[rows],
             crop_top_lefts=self.crop_top_lefts[rows],

@@ -508,6 +508,9 @@ class LoopOptions(OptionGroup):
     )
     seed: int | None = option(None, "start of all random numbers: the same seed repeats a run")
     gradient_accumulation_steps: int = option(1, "number of batches that make one step")
+    max_skipped_steps: int = option(
+        10, "steps in a row that may be skipped because their loss is no number, before training ends"
+    )
     resume: str | None = option(
         None, "state folder to go on from; auto is the newest of this run, if there is one", flag_type="path"
     )
@@ -521,7 +524,7 @@ class LoopOptions(OptionGroup):
     def check(self) -> list[str]:
         problems = [
             *at_least(self, 1, "max_train_steps", "max_train_epochs", "gradient_accumulation_steps", "initial_epoch"),
-            *at_least(self, 0, "initial_step"),
+            *at_least(self, 0, "initial_step", "max_skipped_steps"),
             *at_least(self, 1, "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps"),
         ]
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:

@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.dataset.dataset import TrainingDataset
 from library.dataset.own_dataset import OwnDataset
-from library.errors import OutOfMemory, UserError
+from library.errors import UserError
 from library.families import family_class, writes_text
 from library.families.base import ModelFamily
 from library.options.derived import (
@@ -30,6 +30,7 @@ from library.recipes.run_record import recorded
 from library.training.caching import cache_latents, cache_text
 from library.training.deterministic import same_bits
 from library.training.loop import run
+from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import build_optimizer, check_optimizer_arguments
@@ -45,6 +46,7 @@ from library.training.precision import (
     weight_dtype,
 )
 from library.training.reports import TrainedPart, parts_table
+from library.training.rescue import kept_when_it_fails
 from library.training.restoring import load_state
 from library.training.resuming import resumed_state, state_at_step
 from library.training.saving import LoopState
@@ -57,20 +59,12 @@ from library.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 UNET = "U-Net"  # among the parts that are trained; the others are text encoders
-OUT_OF_MEMORY = (
-    "the GPU ran out of memory; what needs less, the cheapest first: --cache_latents, --mixed_precision bf16 or fp16, "
-    "--optimizer_type AdamW8bit, a smaller --train_batch_size, --network_train_unet_only, --gradient_checkpointing, "
-    "--fp8_base, a smaller --resolution"
-)
 
 
 def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     """Train and return the path of the network's file."""
-    try:
-        with same_bits(options):
-            return _train_network(options, checked)
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemory(OUT_OF_MEMORY) from error
+    with memory_for("training", options), same_bits(options):
+        return _train_network(options, checked)
 
 
 def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
@@ -84,7 +78,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     remove_old_request(Path(options.output_dir))
     accelerator = start_accelerator(options, state)
 
-    family = load_family(options, checked.family, accelerator.device)
+    with memory_for("loading the model", options):
+        family = load_family(options, checked.family, accelerator.device)
     torch.manual_seed(state.seed)  # the network begins the same, whatever loading has drawn
     network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
     groups = trained_groups(network, options)
@@ -95,7 +90,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
     dataset, held_out = build_datasets(options, checked, state.seed)
     datasets = [dataset] if held_out is None else [dataset, held_out]
-    cache_latents_of(datasets, family, options, accelerator)
+    with memory_for("caching latents", options):
+        cache_latents_of(datasets, family, options, accelerator)
 
     network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
@@ -103,7 +99,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     restore(accelerator, state, checked.resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
-        cache_text_of(datasets, family, options, accelerator)
+        with memory_for("encoding captions", options):
+            cache_text_of(datasets, family, options, accelerator)
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
     recipe = NetworkRecipe(
@@ -118,7 +115,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     validation = None if held_out is None else Validation(held_out, options, accelerator)
     with recorded(options, checked, recipe, accelerator, state), logging_redirect_tqdm():
-        with StopRequest(recipe.names.folder, accelerator) as stop:
+        with kept_when_it_fails(recipe, state), StopRequest(recipe.names.folder, accelerator) as stop:
             parts = recipe, dataset, sampler, optimizer, scheduler, accelerator
             state = run(*parts, options, plan, state, validation, stop)
         path = recipe.finish(state)

@@ -1,6 +1,8 @@
 """The training loop: batches, accumulation, clipping, and when to save, sample and log."""
 
 import logging
+import math
+from functools import partial
 from typing import NoReturn, Protocol
 
 import torch
@@ -15,7 +17,9 @@ from library.dataset.loader import SharedBatches, batches_of, build_loader
 from library.dataset.sampler import BucketSampler
 from library.families.base import Batch
 from library.options.groups import TrainNetworkOptions
+from library.training.divergence import SkippedSteps, step_if_finite
 from library.training.losses import LossRecorder
+from library.training.memory_errors import memory_for_step
 from library.training.plan import StepPlan
 from library.training.saving import LoopState
 from library.training.stopping import StopRequest
@@ -43,6 +47,8 @@ class Recipe(Protocol):
 
     def weights_updated(self) -> None: ...  # what follows an optimizer step at once, before anything is logged or saved
 
+    def cause_of_nan(self, batches: list[Batch]) -> str | None: ...  # of a step that was skipped; None is unknown
+
     def step_finished(self, state: LoopState) -> None: ...  # saves and samples that are due
 
     def epoch_finished(self, state: LoopState) -> None: ...
@@ -68,6 +74,7 @@ def run(
     loader = build_loader(dataset, batches, options, accelerator.device)
     losses = state.losses
     losses.window = plan.batches_per_epoch
+    skipped = SkippedSteps(options, accelerator)
     bar = tqdm(
         total=plan.max_train_steps,
         initial=state.step,
@@ -78,16 +85,23 @@ def run(
     while True:
         sampler.set_epoch(state.epoch)
         batches.start = state.batch
+        of_step: list[Batch] = []
         for batch in batches_of(loader) if state.step < plan.max_train_steps else ():
             recipe.training_mode()
-            loss = recipe.loss(batch.to(accelerator.device)) * batch.share.weight
-            accelerator.backward(loss / plan.accumulation)
+            with memory_for_step(batch, state.step + 1, options):
+                loss = recipe.loss(batch.to(accelerator.device)) * batch.share.weight
+                accelerator.backward(loss / plan.accumulation)
             state.batch += 1
+            of_step.append(batch)
             losses.add(accelerator.reduce(loss.detach(), "mean"))
             if state.batch % plan.accumulation and state.batch < plan.batches_per_epoch:
                 continue
-            update(recipe.parameters(), optimizer, scheduler, accelerator, options.max_grad_norm)
-            recipe.weights_updated()
+            if update(recipe.parameters(), optimizer, scheduler, accelerator, options.max_grad_norm, losses):
+                recipe.weights_updated()
+                skipped.taken()
+            else:
+                skipped.skipped(state.step + 1, partial(recipe.cause_of_nan, of_step), losses.last_are_finite)
+            of_step = []
             state.step += 1
             bar.update()
             log_step(recipe, losses, bar, accelerator, state)
@@ -109,6 +123,7 @@ def run(
             break
         state.epoch, state.batch, state.epoch_finished = state.epoch + 1, 0, False
     bar.close()
+    skipped.report()
     return state
 
 
@@ -118,15 +133,17 @@ def update(
     scheduler: LRScheduler,
     accelerator: Accelerator,
     max_grad_norm: float,
-) -> None:
-    """One optimizer step on gradients averaged over processes and clipped."""
+    losses: LossRecorder,
+) -> bool:
+    """One optimizer step on gradients averaged over processes and clipped; whether it was taken, not skipped."""
     if accelerator.num_processes > 1:
         average_gradients(parameters, accelerator)
-    if max_grad_norm:
-        accelerator.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
+    norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+    losses.settle()  # the one wait for the device in a step; the norm is read behind it
+    taken = step_if_finite(optimizer, norm, accelerator)
     scheduler.step()
     optimizer.zero_grad(set_to_none=True)
+    return taken
 
 
 def average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
@@ -146,10 +163,9 @@ def average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) 
 
 
 def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accelerator, state: LoopState) -> None:
-    """The trackers where there are any, and the bar; without trackers nothing waits for this step's loss."""
+    """The trackers where there are any, and the bar."""
     if accelerator.trackers:
-        losses.settle()
-        values = {"loss/current": losses.current, "loss/average": losses.average}
+        values = {"loss/current": losses.current, "loss/average": losses.average} if losses.last_are_finite else {}
         rates = {f"lr/{name}": rate for name, rate in recipe.learning_rates().items()}
         accelerator.log(values | rates | recipe.metrics(), step=state.step)
     if losses.average is not None:
@@ -161,7 +177,7 @@ def validate(
 ) -> None:
     """The loss on held-out pictures, and how far it is above that of training, said and logged."""
     losses.settle()
-    loss, trained = validation.loss(recipe), losses.average
+    loss, trained = validation.loss(recipe), math.nan if losses.average is None else losses.average
     logger.info("%s %d: validation loss %.4f, training loss %.4f", unit, count, loss, trained)
     values = {f"loss/validation/{unit}_average": loss, f"loss/validation/{unit}_divergence": loss - trained}
     accelerator.log(values, step=count)

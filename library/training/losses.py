@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,21 +12,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class LossRecorder:
-    """The last loss and the mean over one epoch's batches; losses are read one step late, so nothing waits."""
+    """The last loss and the mean over one epoch's batches, of losses that are numbers; they are read once a step."""
 
     losses: list[float] = field(default_factory=list)
     window: int = 1  # batches of an epoch
-    _pending: Tensor | None = field(default=None, compare=False, repr=False)
+    last_are_finite: bool = field(default=True, compare=False)  # all of those that were read last
+    _pending: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     def add(self, loss: Tensor) -> None:
-        self.settle()
-        self._pending = loss.detach()
+        self._pending.append(loss.detach())
 
     def settle(self) -> None:
-        """Read the loss that is still on its way."""
-        if self._pending is not None:
-            self.losses.append(self._pending.item())
-            self._pending = None
+        """Read the losses that are still on their way."""
+        if self._pending:
+            read = [loss.item() for loss in self._pending]
+            finite = [loss for loss in read if math.isfinite(loss)]
+            self.last_are_finite = len(finite) == len(read)
+            self.losses += finite
+            self._pending = []
             del self.losses[: -self.window]
 
     @property

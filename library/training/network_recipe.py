@@ -21,6 +21,7 @@ from library.options.groups import TrainNetworkOptions
 from library.pictures import write_picture
 from library.training import saving
 from library.training.denoising import TORCHS_OWN, Ddpm, denoising_loss
+from library.training.divergence import is_whole, likely_cause
 from library.training.hub import Uploads
 from library.training.metadata import TrainingMetadata
 from library.training.optimizers import OptimizerSpec
@@ -29,6 +30,7 @@ from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
 from library.training.randomness import BatchRandomness, TrainingRandomness
 from library.training.record import StepTimes
+from library.training.rescue import previews_may_fail
 from library.training.resuming import made_with
 from library.training.sampling import before_after_sheet, save_samples
 from library.training.saving import LoopState, OutputNames
@@ -111,6 +113,15 @@ class NetworkRecipe:
     def metrics(self) -> dict[str, float]:
         return self.limited_norms.logged() if self.limited_norms else {}
 
+    def cause_of_nan(self, batches: list[Batch]) -> str | None:
+        return likely_cause(self.family, self.network, batches, self.options)
+
+    def keep(self, state: LoopState) -> None:
+        """Save the network as a step's, if it is whole and not saved yet; for a run that ends before its time."""
+        path = self.names.step(state.step)
+        if not path.exists() and is_whole(self.network):
+            self.save(path, state, epoch=state.epoch - 1, with_state=False)
+
     def training_mode(self) -> None:
         if not self.network.training:  # it takes milliseconds, and is asked for before every batch
             self.network.train()
@@ -130,14 +141,15 @@ class NetworkRecipe:
         if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
             self.sample(f"{state.step:06d}", state.step)
         every = options.save_every_n_steps
-        if due(every, state.step) and self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
+        is_due = due(every, state.step) and is_whole(self.network)
+        if is_due and self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
             self.remove_old_steps(state)
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
             self.sample(f"e{state.epoch:06d}", state.step)
         is_due = due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs
-        if is_due and self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
+        if is_due and is_whole(self.network) and self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
             self.remove_old_epochs(state.epoch)
 
     def remove_old_steps(self, state: LoopState) -> None:
@@ -241,12 +253,10 @@ class NetworkRecipe:
         self.resting_mode()
         folder = self.names.folder / "sample"
         name, sampler = self.options.output_name, self.options.sample_sampler
-        try:
+        with previews_may_fail(f"step {step}", self.options):
             paths = save_samples(self.family, self.prompts, sampler, folder, name, when)
             for tracker in self.accelerator.trackers:
                 tracker.log_samples(self.prompts, paths, step)
-        except CannotWrite as error:
-            logger.warning("%s; training goes on", error)
         self.release_vae()
 
     def release_vae(self) -> None:
@@ -300,13 +310,10 @@ class NetworkRecipe:
     def write_before_after(self) -> None:
         self.resting_mode()
         path = self.names.folder / "before_after.png"
-        sheet = before_after_sheet(self.family, self.network, self.prompts, self.options.sample_sampler)
-        try:
+        with previews_may_fail("the end", self.options):
+            sheet = before_after_sheet(self.family, self.network, self.prompts, self.options.sample_sampler)
             write_picture(path, sheet)
-        except CannotWrite as error:
-            logger.warning(error)
-            return
-        logger.info("the sample prompts without and with the network: %s", path)
+            logger.info("the sample prompts without and with the network: %s", path)
 
     def check_file(self, path: Path) -> None:
         """Read the file back: every key must belong to a layer of the model, and the weights must be finite."""

@@ -1,11 +1,13 @@
 """Pictures while training: prompts drawn by the model as it is, seeded, without touching training's randomness."""
 
+import logging
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 
 import diffusers
 import numpy as np
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from library.families.base import Conds, ModelFamily
 from library.pictures import labelled_sheet, write_picture
 from library.training.prompts import SamplePrompt
+
+logger = logging.getLogger(__name__)
 
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 DPM_SOLVER = dict(algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
@@ -74,7 +78,11 @@ def draw(family: ModelFamily, prompt: SamplePrompt, default_sampler: str) -> Ima
         conds = family.prompt_conds(prompt.prompt, prompt.negative_prompt)
         for timestep in scheduler.timesteps:
             latents = guided_step(family, scheduler, latents, timestep, conds, prompt.scale)
-        return to_picture(family.vae.decode(latents))
+        image = family.vae.decode(latents)
+    if not image.isfinite().all():
+        which = "the VAE makes NaN of it; --no_half_vae helps" if latents.isfinite().all() else "the model gives NaN"
+        logger.warning("the preview of %r is black: %s", shorten(prompt.prompt, 60), which)
+    return to_picture(image)
 
 
 def guided_step(
@@ -89,8 +97,8 @@ def guided_step(
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """A PIL picture of [1, 3, H, W] in [-1, 1]."""
-    pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    """A PIL picture of [1, 3, H, W] in [-1, 1]; NaN is black."""
+    pixels = ((image[0].float().nan_to_num(-1).clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 

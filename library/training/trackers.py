@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Values of these are drawn over epochs, all others over steps.
 EPOCH_TAGS = ("loss/epoch_average", "loss/validation/epoch_average", "loss/validation/epoch_divergence")
 
+FINISH_SECONDS = 300.0  # to wait at the end for what wandb has still to upload; `wandb sync` can do it later
+
 
 class Tracker:
     """One place for curves, as `Accelerator.log` writes to it; where it fails, this is said once, and it is silent."""
@@ -93,6 +95,8 @@ class Wandb(Tracker):
 
         self.wandb = wandb
         settings = {"project": project, "dir": folder and str(folder)} | settings
+        if "finish_timeout" in wandb.Settings.model_fields:  # by default it waits without end for a lost server
+            settings["settings"] = {"finish_timeout": FINISH_SECONDS} | settings.get("settings", {})
         try:
             self.run = wandb.init(**settings)
         except wandb.Error as error:

@@ -45,7 +45,6 @@ class Validation:
         self.timesteps = validation_timesteps(options)
         self.seed = dataset.seed if options.validation_seed is None else options.validation_seed
         batches = list(dataset.sampler())[: options.max_validation_steps]
-        self.num_losses = sum(len(batch) for batch in batches) * len(self.timesteps)
         self.numbers = range(accelerator.process_index, len(batches), accelerator.num_processes)  # of this process
         self.loader = build_loader(dataset, [batches[n] for n in self.numbers], options, accelerator.device)
 
@@ -59,14 +58,15 @@ class Validation:
     def loss(self, validated: Validated) -> float:
         """The mean over all held-out pictures and timesteps; training's random numbers stay as they are."""
         validated.resting_mode()
-        total = torch.zeros((), device=self.accelerator.device)
+        total, num_losses = torch.zeros((), device=self.accelerator.device), 0
         cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(cuda):
             for number, batch in self._batches():
                 torch.manual_seed(derived_seed(self.seed, "validation", number))
                 losses = validated.validation_losses(batch.to(self.accelerator.device), self.timesteps)
-                total += losses.sum()
-        return self.accelerator.reduce(total, "sum").item() / self.num_losses
+                total, num_losses = total + losses.sum(), num_losses + losses.numel()
+        total, num_losses = self.accelerator.reduce(torch.stack([total, total.new_tensor(num_losses)]), "sum").tolist()
+        return total / num_losses
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         bar = tqdm(self.loader, desc="validation", leave=False, disable=not self.accelerator.is_local_main_process)

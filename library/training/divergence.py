@@ -1,0 +1,118 @@
+"""Steps whose gradients are no numbers: they are skipped, named and counted, and too many in a row end the run."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from library.errors import Diverged, counted, quoted_list
+from library.families.base import Batch, ModelFamily
+from library.options.groups import TrainNetworkOptions
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMED = 5  # pictures in a sentence
+
+
+def step_if_finite(optimizer: AcceleratedOptimizer, norm: Tensor, accelerator: Accelerator) -> bool:
+    """Take the optimizer's step, unless a gradient is no number; the optimizer then is not called at all.
+
+    So a skipped step leaves weights and optimizer as they are to the bit, whatever the optimizer. The price is one
+    wait for the device a step, to read the norm of all gradients. It is the mean over processes and the same in each,
+    so they decide alike. In fp16 the scaler does the same by itself, and lowers its scale.
+    """
+    if accelerator.scaler is None and not math.isfinite(norm.item()):
+        return False
+    optimizer.step()
+    return accelerator.scaler is None or not optimizer.step_was_skipped
+
+
+class SkippedSteps:
+    """Says why steps were skipped, each reason once; Diverged after more than --max_skipped_steps in a row."""
+
+    def __init__(self, options: TrainNetworkOptions, accelerator: Accelerator):
+        self.limit, self.accelerator = options.max_skipped_steps, accelerator
+        self.in_a_row = self.total = 0
+        self.said: set[str] = set()
+
+    def taken(self) -> None:
+        """A step was taken."""
+        self.in_a_row = 0
+
+    def skipped(self, step: int, cause_here: Callable[[], str | None], loss_is_finite: bool) -> None:
+        """Count a skipped step; `cause_here` tells what the batches of this process have to do with it.
+
+        Where the loss is a number, the scaler of fp16 has only found its scale too high, which is no divergence.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is not None and all(gather_object([loss_is_finite])) and scaler.get_scale() >= 1:
+            return
+        causes = gather_object([cause_here()])
+        why = next(filter(None, causes), "try a lower --learning_rate")
+        self.in_a_row += 1
+        self.total += 1
+        if self.in_a_row > self.limit:
+            raise Diverged(
+                f"the loss was no number (NaN or infinite) in {counted(self.in_a_row, 'step')} in a row, the last of "
+                f"them step {step}; none of them changed the network: {why}"
+            )
+        if why not in self.said:
+            self.said.add(why)
+            logger.warning("step %d was skipped, its loss or gradient is no number (NaN or infinite): %s", step, why)
+
+    def report(self) -> None:
+        """At the end, how many steps did nothing."""
+        if self.total:
+            logger.warning("%s skipped in this run, because the loss was no number", counted(self.total, "step"))
+
+
+def is_whole(network: nn.Module) -> bool:
+    """Whether all weights are numbers; others are not saved, as older files would be removed for them."""
+    return bool(torch.stack([weight.isfinite().all() for weight in network.parameters()]).all())
+
+
+def likely_cause(
+    family: ModelFamily, network: nn.Module, batches: Sequence[Batch], options: TrainNetworkOptions
+) -> str | None:
+    """Why the loss of these batches is no number, and what to do; None where nothing of them is at fault."""
+    if not is_whole(network):
+        return "the network's weights are no numbers themselves; try a lower --learning_rate"
+    for batch in batches:
+        if found := bad_latents(family, batch) or bad_text(batch):
+            return found
+    if options.mixed_precision == "fp16":
+        return "numbers grew too large for fp16; try --mixed_precision bf16, or a lower --learning_rate"
+    return None
+
+
+@torch.no_grad()
+def bad_latents(family: ModelFamily, batch: Batch) -> str | None:
+    """A sentence where latents are no numbers, which names their pictures."""
+    cached = batch.latents is not None
+    latents = batch.latents if cached else family.vae.distribution(batch.images)[0]
+    names = names_of(batch, latents)
+    if not names:
+        return None
+    if cached:
+        return f"the cached latents of {names} hold NaN; delete their files, and use --no_half_vae or another --vae"
+    return f"the VAE makes NaN of {names}; use --no_half_vae, or another --vae"
+
+
+def bad_text(batch: Batch) -> str | None:
+    """A sentence where text encoder outputs out of files are no numbers."""
+    for values in (batch.conds or {}).values():
+        if names := names_of(batch, values):
+            return f"the cached text encoder outputs of {names} hold NaN; delete their files and train again"
+    return None
+
+
+def names_of(batch: Batch, values: Tensor) -> str:
+    """The pictures, or where they are not known the captions, of rows that are not finite."""
+    is_finite = values.flatten(1).isfinite().all(dim=1).tolist()
+    names = batch.pictures or batch.captions
+    return quoted_list([name for name, finite in zip(names, is_finite, strict=True) if not finite], MAX_NAMED)

@@ -1,0 +1,52 @@
+"""What makes a run need less memory, in the order of what it costs. Needs no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from library.options.derived import caches_latents, optimizer_name
+from library.options.groups import TrainNetworkOptions
+
+Asked = Callable[[TrainNetworkOptions], bool]
+
+
+@dataclass(frozen=True)
+class Saver:
+    """One way to need less memory, and whether a run takes it already."""
+
+    advice: str
+    is_taken: Asked = lambda options: False
+
+
+# of the device that trains; the first rows cost nothing, the last ones quality
+TRAINING = (
+    Saver("--cache_latents", caches_latents),
+    Saver("--mixed_precision bf16 or fp16", lambda options: options.mixed_precision != "no"),
+    Saver("--optimizer_type AdamW8bit", lambda options: "8bit" in optimizer_name(options).lower()),
+    Saver("--network_train_unet_only", lambda options: options.network_train_unet_only),
+    Saver("--gradient_checkpointing", lambda options: options.gradient_checkpointing),
+    Saver(
+        "a smaller --train_batch_size with as many more --gradient_accumulation_steps",
+        lambda options: options.train_batch_size == 1 and not options.dataset_config,
+    ),
+    Saver("--fp8_base", lambda options: options.fp8_base),
+    Saver("--cpu_offload_checkpointing", lambda options: options.cpu_offload_checkpointing),
+    Saver("a smaller --network_dim", lambda options: options.dim_from_weights),
+    Saver("a smaller --resolution"),
+)
+LOADING = tuple(saver for saver in TRAINING if saver.advice.startswith(("--mixed_precision", "--fp8_base")))
+CACHING = (
+    Saver("--vae_batch_size 1", lambda options: options.vae_batch_size == 1),
+    *(saver for saver in TRAINING if saver.advice.startswith(("--mixed_precision", "a smaller --resolution"))),
+)
+PREVIEWS = (Saver("smaller sizes in --sample_prompts (--w, --h)"),)
+# of the computer, whatever trains
+MAIN_MEMORY = (
+    Saver("fewer other programs at the same time"),
+    Saver("--max_data_loader_n_workers 0", lambda options: options.max_data_loader_n_workers == 0),
+    Saver("--cache_latents_to_disk", lambda options: options.cache_latents_to_disk),
+)
+
+
+def advice(savers: tuple[Saver, ...], options: TrainNetworkOptions) -> list[str]:
+    """What is left to try, the cheapest first."""
+    return [saver.advice for saver in savers if not saver.is_taken(options)]
