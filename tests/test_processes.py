@@ -23,9 +23,11 @@ FLAGS = (
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
 CONFIGS = ROOT / "config_examples" / "accelerate"
-# Sums in another order differ in the last bits, of which Adam, dividing by a gradient's own size, makes up to 4e-6 here
-# where a gradient is next to nothing; a step moves a weight by up to 1e-3.
-TOLERANCE = dict(rtol=1e-5, atol=1e-5)
+# What is left are the last bits of sums taken in another order: 4e-8 of weights that moved by 0.01. Adam, which divides
+# by a gradient's own size, makes more of them where a gradient is next to nothing, up to 5e-5 seen at steps of 1e-3.
+TOLERANCE = dict(rtol=1e-5, atol=2e-7)
+TOLERANCE_OF_ADAM = dict(rtol=1e-5, atol=2e-4)
+PLAIN = dict(optimizer_type="SGD", optimizer_args=["momentum=0.9"], learning_rate=1)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is for Linux and macOS")
 
@@ -57,11 +59,11 @@ def files_of(paths: list[str], folder: Path) -> list[Path]:
     return [path for path in map(Path, paths) if path.is_relative_to(folder) and not path.name.startswith(".")]
 
 
-def assert_weights_near(found: Path, wanted: Path) -> None:
+def assert_weights_near(found: Path, wanted: Path, tolerance: dict = TOLERANCE) -> None:
     found, wanted = load_file(found), load_file(wanted)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
     assert any(value.any() for name, value in wanted.items() if "lora_up" in name)
 
 
@@ -108,7 +110,7 @@ EVERYTHING_RANDOM = dict(
     cache_latents=False, color_aug=True, flip_aug=True, random_crop=True, shuffle_caption=True,
     caption_dropout_rate=0.2, noise_offset=0.1, noise_offset_random_strength=True, adaptive_noise_scale=0.1,
     multires_noise_iterations=3, ip_noise_gamma=0.1, ip_noise_gamma_random_strength=True, min_snr_gamma=5,
-    lr_scheduler="cosine", lr_warmup_steps=2, max_train_epochs=3, gradient_accumulation_steps=2,
+    lr_scheduler="cosine", lr_warmup_steps=2, max_train_epochs=3, gradient_accumulation_steps=2, **PLAIN,
 )  # fmt: skip
 
 
@@ -140,9 +142,10 @@ def test_what_is_random_is_the_same_and_a_run_resumes_on_another_number_of_proce
 
 
 VARIANTS = {
+    "AdamW": dict(optimizer_type="AdamW", optimizer_args=None, learning_rate=1e-3),
     "latents on disk": dict(cache_latents_to_disk=True, flip_aug=True, gradient_checkpointing=True),
     "text encoder frozen": dict(network_train_unet_only=True, gradient_accumulation_steps=3, loss_type="huber"),
-    "8 bit": dict(optimizer_type="AdamW8bit", validation_split=0.2),
+    "validation": dict(validation_split=0.2),
     "convolutions": dict(network_args=["conv_dim=2"], noise_offset=0.1, adaptive_noise_scale=0.5),
 }
 
@@ -156,7 +159,7 @@ def test_variants_train_the_same(family, num_processes, uneven_pictures, tmp_pat
 
     def arguments(name: str, variant: str, train_batch_size: int) -> list[str]:
         common = dict(max_train_epochs=3, shuffle_caption=True, train_batch_size=train_batch_size)
-        return tiny.arguments(model, uneven_pictures, tmp_path / variant / name, **common | VARIANTS[variant])
+        return tiny.arguments(model, uneven_pictures, tmp_path / variant / name, **common | PLAIN | VARIANTS[variant])
 
     runs = [arguments("shared", variant, 1) for variant in VARIANTS]
     launch = [str(num_processes) if word == "2" else word for word in FLAGS]
@@ -164,7 +167,7 @@ def test_variants_train_the_same(family, num_processes, uneven_pictures, tmp_pat
     for variant in VARIANTS:
         train(arguments("alone", variant, num_processes))
         files = [tmp_path / variant / name / "lora.safetensors" for name in ("shared", "alone")]
-        assert_weights_near(*files)
+        assert_weights_near(*files, TOLERANCE_OF_ADAM if variant == "AdamW" else TOLERANCE)
 
 
 @pytest.mark.slow
@@ -174,9 +177,10 @@ def test_two_machines_train_as_one_process(tiny_file, uneven_pictures, tmp_path)
         port = str(free.getsockname()[1])
     here = ("--main_process_ip", "127.0.0.1", "--main_process_port", port, "--num_processes", "2")
     config = ("--config_file", str(CONFIGS / "two_machines.yaml"), *here)
-    shared = tiny.arguments(tiny_file, uneven_pictures, tmp_path / "shared", max_train_epochs=2)
+    shared = tiny.arguments(tiny_file, uneven_pictures, tmp_path / "shared", max_train_epochs=2, **PLAIN)
     launched = [start((*config, "--machine_rank", rank), ["train_network.py", *shared]) for rank in "01"]
     for one in launched:
         finish(one)
-    train(tiny.arguments(tiny_file, uneven_pictures, tmp_path / "alone", max_train_epochs=2, train_batch_size=2))
+    alone = dict(max_train_epochs=2, train_batch_size=2, **PLAIN)
+    train(tiny.arguments(tiny_file, uneven_pictures, tmp_path / "alone", **alone))
     assert_weights_near(*(tmp_path / name / "lora.safetensors" for name in ("shared", "alone")))
