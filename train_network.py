@@ -38,6 +38,10 @@ def train_as_asked(options: TrainNetworkOptions, family: str | None = None) -> N
         from library.recipes.debug_dataset import show_dataset  # numpy and OpenCV, but no torch
 
         show_dataset(options, checked)
+    if options.dry_run:
+        from library.recipes.dry_run import measure  # torch, diffusers and transformers
+
+        measure(options, checked)
     if options.dry_run or options.debug_dataset:
         return
 

@@ -634,7 +634,9 @@ class ConfigOptions(OptionGroup):
     output_config: bool = option(False, "write the options of the command line to --config_file and stop")
     strict_config: bool = option(False, "an unknown key in --config_file is an error, not a warning")
     dry_run: bool = option(
-        False, "check everything, print what was found of dataset, steps and disks, train nothing and stop"
+        False,
+        "check everything, print what was found of dataset, steps and disks, run one step of the largest batch, print "
+        "its time and memory and what would save memory, and stop; nothing is written",
     )
 
     def check(self) -> list[str]:

@@ -14,29 +14,13 @@ from library.options.groups import TrainNetworkOptions
 from library.recipes.network import load_family, prepare_unet, trained_groups, trained_parts
 from library.recipes.network_building import build_network, load_algorithm
 from library.training.memory_estimate import LikeCuda, LiveBytes, off_the_device, run_backward
+from library.training.memory_savers import TRAINING
 from library.training.optimizers import build_optimizer
 from library.training.precision import full_dtype, weight_dtype
 from library.training.reports import aligned
 
 META = torch.device("meta")
 GIB = 2**30
-
-# What takes less memory: the flags, and the fields that they set. From what costs nothing to what costs speed or
-# quality; each is left out where the run has it already.
-SAVERS: dict[str, dict[str, object]] = {
-    "--cache_latents": {"cache_latents": True},
-    "--mixed_precision bf16": {"mixed_precision": "bf16"},
-    "--optimizer_type AdamW8bit": {"optimizer_type": "AdamW8bit"},
-    "--network_train_unet_only": {"network_train_unet_only": True},
-    "--gradient_checkpointing": {"gradient_checkpointing": True},
-    "--train_batch_size 1": {"train_batch_size": 1},
-    "--fp8_base": {"fp8_base": True},
-    "--full_bf16": {"full_bf16": True, "mixed_precision": "bf16"},
-    "--gradient_checkpointing --cpu_offload_checkpointing": {
-        "gradient_checkpointing": True,
-        "cpu_offload_checkpointing": True,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,7 @@ def estimate(
 ) -> MemoryEstimate:
     """The memory of training batches of this size; where captions change, frozen text encoders stay on the device."""
     autocast = None if options.mixed_precision == "no" else weight_dtype(options)
-    family = load_family(options, family_name, META)
+    family = load_family(replace(options, xformers=False), family_name, META)  # whose memory is that of PyTorch's own
     with LiveBytes() as memory, LikeCuda(autocast):
         for model in (family.unet, *family.text_encoders):
             memory.note_all(model)
@@ -132,12 +116,13 @@ def optimizer_bytes(options: TrainNetworkOptions, parameters: list[nn.Parameter]
 
 
 def savers_of(options: TrainNetworkOptions) -> dict[str, TrainNetworkOptions]:
-    """The options with each saver that the run does not have already, by its flags, and at the end with all of them."""
-    changed = {flags: replace(options, **fields) for flags, fields in SAVERS.items()}
-    changed["all of these"] = replace(
-        options, **{name: value for fields in SAVERS.values() for name, value in fields.items()}
-    )
-    return {flags: with_saver for flags, with_saver in changed.items() if with_saver != options}
+    """The options with each saver that the run does not have already, and at the end with all of them."""
+    savers = [saver for saver in TRAINING if saver.fields and not saver.is_taken(options)]
+    changed = {saver.advice: replace(options, **saver.fields) for saver in savers}
+    if len(savers) > 1:
+        all_fields = {name: value for saver in savers for name, value in saver.fields.items()}
+        changed["all of these"] = replace(options, **all_fields)
+    return changed
 
 
 def memory_table(

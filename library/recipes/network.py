@@ -3,12 +3,15 @@
 import importlib
 import logging
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.dataset.dataset import TrainingDataset
@@ -33,7 +36,7 @@ from library.training.loop import run
 from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
-from library.training.optimizers import build_optimizer, check_optimizer_arguments
+from library.training.optimizers import OptimizerSpec, build_optimizer, check_optimizer_arguments
 from library.training.plan import StepPlan
 from library.training.precision import (
     build_accelerator,
@@ -67,17 +70,27 @@ def train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         return _train_network(options, checked)
 
 
-def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
-    plan = checked.plan
+@dataclass(frozen=True)
+class Trainable:
+    """The model with the network on it, and what trains the network."""
+
+    family: ModelFamily
+    network: nn.Module
+    groups: list[dict]
+    parts: list[TrainedPart]
+    optimizer: Optimizer
+    spec: OptimizerSpec
+    optimizer_name: str  # for metadata
+    scheduler: LRScheduler
+
+
+def build_trainable(
+    options: TrainNetworkOptions, checked: Preflight, state: LoopState, accelerator: Accelerator
+) -> Trainable:
+    """Load the model and build the rest; UserError for what only the classes themselves can tell."""
     algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
     check_arguments(algorithm, options, arguments)
-    check_optimizer_arguments(options)
-    check_schedule(options, plan.max_train_steps)
-    state = first_state(options, plan, checked.resume)
-    remove_old_request(Path(options.output_dir))
-    accelerator = start_accelerator(options, state)
-
     with memory_for("loading the model", options):
         family = load_family(options, checked.family, accelerator.device)
     torch.manual_seed(state.seed)  # the network begins the same, whatever loading has drawn
@@ -86,15 +99,27 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     parts = trained_parts(network, groups)
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
-    scheduler = build_scheduler(options, optimizer, spec, plan.max_train_steps)
+    scheduler = build_scheduler(options, optimizer, spec, checked.plan.max_train_steps)
+    return Trainable(family, network, groups, parts, optimizer, spec, optimizer_name, scheduler)
+
+
+def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
+    plan = checked.plan
+    check_optimizer_arguments(options)
+    check_schedule(options, plan.max_train_steps)
+    state = first_state(options, plan, checked.resume)
+    remove_old_request(Path(options.output_dir))
+    accelerator = start_accelerator(options, state)
+    made = build_trainable(options, checked, state, accelerator)
+    family = made.family
 
     dataset, held_out = build_datasets(options, checked, state.seed)
     datasets = [dataset] if held_out is None else [dataset, held_out]
     with memory_for("caching latents", options):
         cache_latents_of(datasets, family, options, accelerator)
 
-    network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
-    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+    network = accelerator.prepare_model(made.network, evaluation_mode=True)  # not wrapped: the loop averages gradients
+    optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
     prepare_unet(family, options)
     restore(accelerator, state, checked.resume)
     if not family.trains_text_encoder:
@@ -102,12 +127,12 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         with memory_for("encoding captions", options):
             cache_text_of(datasets, family, options, accelerator)
 
-    metadata = TrainingMetadata(options, family.metadata(), dataset, optimizer_name, spec, plan)
+    metadata = TrainingMetadata(options, family.metadata(), dataset, made.optimizer_name, made.spec, plan)
     recipe = NetworkRecipe(
-        family, network, optimizer, spec, groups, accelerator, options, metadata, checked.prompts, plan
+        family, network, optimizer, made.spec, made.groups, accelerator, options, metadata, checked.prompts, plan
     )
     if accelerator.is_main_process:
-        print(parts_table(parts), flush=True)
+        print(parts_table(made.parts), flush=True)
     start_trackers(accelerator, options)
     if checked.resume:
         recipe.remove_leftovers(state)

@@ -1,7 +1,7 @@
 """What makes a run need less memory, in the order of what it costs. Needs no torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from library.options.derived import caches_latents, optimizer_name
 from library.options.groups import TrainNetworkOptions
@@ -15,21 +15,44 @@ class Saver:
 
     advice: str
     is_taken: Asked = lambda options: False
+    fields: dict[str, object] = field(default_factory=dict)  # options that take it; empty where it is not one value
 
 
 # of the device that trains; the first rows cost nothing, the last ones quality
 TRAINING = (
-    Saver("--cache_latents", caches_latents),
-    Saver("--mixed_precision bf16 or fp16", lambda options: options.mixed_precision != "no"),
-    Saver("--optimizer_type AdamW8bit", lambda options: "8bit" in optimizer_name(options).lower()),
-    Saver("--network_train_unet_only", lambda options: options.network_train_unet_only),
-    Saver("--gradient_checkpointing", lambda options: options.gradient_checkpointing),
+    Saver("--cache_latents", caches_latents, {"cache_latents": True}),
+    Saver(
+        "--mixed_precision bf16 or fp16",
+        lambda options: options.mixed_precision != "no",
+        {"mixed_precision": "bf16"},
+    ),
+    Saver(
+        "--optimizer_type AdamW8bit",
+        lambda options: "8bit" in optimizer_name(options).lower(),
+        {"optimizer_type": "AdamW8bit", "use_8bit_adam": False},
+    ),
+    Saver(
+        "--network_train_unet_only",
+        lambda options: options.network_train_unet_only,
+        {"network_train_unet_only": True, "network_train_text_encoder_only": False},
+    ),
+    Saver(
+        "--gradient_checkpointing",
+        lambda options: options.gradient_checkpointing,
+        {"gradient_checkpointing": True},
+    ),
     Saver(
         "a smaller --train_batch_size with as many more --gradient_accumulation_steps",
         lambda options: options.train_batch_size == 1 and not options.dataset_config,
+        {"train_batch_size": 1},
     ),
-    Saver("--fp8_base", lambda options: options.fp8_base),
-    Saver("--cpu_offload_checkpointing", lambda options: options.cpu_offload_checkpointing),
+    Saver("--fp8_base", lambda options: options.fp8_base, {"fp8_base": True, "mixed_precision": "bf16"}),
+    Saver(
+        "--cpu_offload_checkpointing",
+        lambda options: options.cpu_offload_checkpointing,
+        {"gradient_checkpointing": True, "cpu_offload_checkpointing": True},
+    ),
+    Saver("--full_bf16", lambda options: options.full_bf16, {"full_bf16": True, "mixed_precision": "bf16"}),
     Saver("a smaller --network_dim", lambda options: options.dim_from_weights),
     Saver("a smaller --resolution"),
 )
