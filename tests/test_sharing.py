@@ -83,6 +83,14 @@ def test_noise_and_timesteps_are_those_of_the_rows_whatever_was_drawn_before(giv
         assert torch.equal(whole, part)
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_rows_that_could_not_be_read_leave_a_share_of_the_others(num_processes):
+    share = share_of(0, num_processes, 8, seed=1)
+    left = share.with_rows(2)
+    assert (left.stop - left.first, left.weight, left.is_whole) == (2, 1.0, num_processes == 1)
+    assert share.with_rows(share.stop) == share
+
+
 def test_every_batch_begins_all_generators_anew_and_each_process_has_its_own():
     def drawn(rank: int, seed: int) -> tuple[float, ...]:
         TrainingRandomness(CPU, rank).begin(share_of(0, 1, 1, seed))

@@ -43,8 +43,8 @@ class SteadyLoader(DataLoader):
                     num_given += 1
                     yield batch
                 return
-            except RuntimeError as error:
-                if not re.search(LOST_WORKER, str(error)):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self.num_workers or not tells_of_a_lost_worker(error):
                     raise
                 self._replace_workers()
                 self.place.start = num_given
@@ -85,6 +85,12 @@ class FromPlace:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         return itertools.islice(self.batches, self.start, None)
+
+
+def tells_of_a_lost_worker(error: Exception) -> bool:
+    """Whether a worker has ended, silently or while it handed over a batch; its own errors begin with "Caught"."""
+    is_cut_off = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and "Caught " not in str(error)
+    return is_cut_off or re.search(LOST_WORKER, str(error)) is not None
 
 
 @contextmanager

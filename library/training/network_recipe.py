@@ -64,6 +64,7 @@ class NetworkRecipe:
         self.uploads = Uploads(options) if options.huggingface_repo_id else None
         self.group_names = [group["name"] for group in groups]
         self.weights = TwoWeights(optimizer) if spec.schedule_free else None
+        self.has_learned = False  # in this run
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
         self.step_times = StepTimes()
@@ -107,6 +108,7 @@ class NetworkRecipe:
         return rates
 
     def weights_updated(self) -> None:
+        self.has_learned = True
         if self.options.scale_weight_norms:
             self.limited_norms = self.network.limit_norms(self.options.scale_weight_norms)
 
@@ -117,9 +119,9 @@ class NetworkRecipe:
         return likely_cause(self.family, self.network, batches, self.options)
 
     def keep(self, state: LoopState) -> None:
-        """Save the network as a step's, if it is whole and not saved yet; for a run that ends before its time."""
+        """Save the network as a step's, where it has learned, is whole and not saved yet, as a run ends too early."""
         path = self.names.step(state.step)
-        if not path.exists() and is_whole(self.network):
+        if self.has_learned and not path.exists() and is_whole(self.network):
             self.save(path, state, epoch=state.epoch - 1, with_state=False)
 
     def training_mode(self) -> None:
@@ -141,15 +143,14 @@ class NetworkRecipe:
         if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
             self.sample(f"{state.step:06d}", state.step)
         every = options.save_every_n_steps
-        is_due = due(every, state.step) and is_whole(self.network)
-        if is_due and self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
+        if due(every, state.step) and self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
             self.remove_old_steps(state)
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
             self.sample(f"e{state.epoch:06d}", state.step)
         is_due = due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs
-        if is_due and is_whole(self.network) and self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
+        if is_due and self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
             self.remove_old_epochs(state.epoch)
 
     def remove_old_steps(self, state: LoopState) -> None:
@@ -200,6 +201,9 @@ class NetworkRecipe:
 
     def saved(self, path: Path, state: LoopState, epoch: int) -> bool:
         """Save in the middle of training, which goes on where that is impossible; whether all was written."""
+        if not is_whole(self.network):
+            logger.warning("%s is not saved, and older files stay: its weights would be no numbers", path.name)
+            return False
         try:
             self.save(path, state, epoch)
         except CannotWrite as error:

@@ -25,17 +25,15 @@ class Kept(Protocol):
 @contextmanager
 def kept_when_it_fails(recipe: Kept, state: LoopState) -> Iterator[None]:
     """Save what was learned up to the last whole step where the training inside ends in an error."""
-    first_step = state.step
     try:
         yield
     except Stopped:  # has saved by itself
         raise
     except Exception as error:
-        if state.step > first_step:
-            forget_frames(error)
-            release_memory()
-            with goes_on("the network was not saved either"):
-                recipe.keep(state)
+        forget_frames(error)
+        release_memory()
+        with goes_on("the network was not saved either"):
+            recipe.keep(state)
         raise
 
 
