@@ -11,8 +11,9 @@ from library.logs import start_logging
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.options.places import problems_in_place
-from library.preflight import preflight, problems_of_files, report
+from library.preflight import preflight, problems_of_files
 from library.recipes.overview import show_overview
+from library.report import report
 
 logger = logging.getLogger(__name__)
 

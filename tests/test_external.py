@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from library.errors import UserError
 from library.families.base import KohyaModels, ModelFamily
 from library.families.sd import kohya_views, sd_adapter_targets
+from library.network_choice import check_network_module
 from library.options.groups import TrainNetworkOptions
-from library.preflight import check_network_module
 from library.recipes.network import trained_parts
 from library.recipes.network_building import build_network, check_arguments, load_algorithm
 from library.training.sampling import draw

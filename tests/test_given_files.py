@@ -66,5 +66,7 @@ def test_ranks_are_compared_where_the_file_and_the_flags_tell_one():
     check_ranks(dict.fromkeys(weights), "net.ckpt", 4, {})
     with pytest.raises(UserError, match="has rank 8, but --network_dim is 4 where it is not given; give .*dim 8 or"):
         check_ranks(weights, "net.safetensors", None, {})
-    with pytest.raises(UserError, match="has ranks from 2 to 8, but --network_dim is 4; give block_dims or --dim_from_weights"):
+    with pytest.raises(
+        UserError, match="ranks from 2 to 8, but --network_dim is 4; give block_dims or --dim_from_weights"
+    ):
         check_ranks(weights | {"d.lora_down.weight": (2, 3)}, "net.safetensors", 4, {})

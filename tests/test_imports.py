@@ -17,7 +17,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
     ("library.training",),
-    ("library.disk_space", "library.given_files", "library.preflight"),
+    ("library.disk_space", "library.given_files", "library.network_choice", "library.preflight", "library.report"),
     ("library.recipes",),
     ("scripts",),  # train_network.py and its kin, and tools/
 ]
@@ -41,7 +41,9 @@ TORCH_FREE = (
     "library.options",
     "library.pictures",
     "library.texts",
+    "library.network_choice",
     "library.preflight",
+    "library.report",
     "library.recipes.debug_dataset",
     "library.secrets",
     "library.recipes.overview",

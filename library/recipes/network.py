@@ -135,7 +135,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         print(parts_table(made.parts), flush=True)
     start_trackers(accelerator, options)
     if checked.resume:
-        recipe.remove_leftovers(state)
+        recipe.files.remove_outdated(state)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     validation = None if held_out is None else Validation(held_out, options, accelerator)

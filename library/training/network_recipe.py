@@ -1,11 +1,9 @@
 """What the loop asks of a run that trains an adapter network: its loss, and what to write when."""
 
 import logging
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,21 +17,18 @@ from library.families.base import Batch, ModelFamily
 from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
 from library.pictures import write_picture
-from library.training import saving
 from library.training.denoising import TORCHS_OWN, Ddpm, denoising_loss
 from library.training.divergence import is_whole, likely_cause
-from library.training.hub import Uploads
 from library.training.metadata import TrainingMetadata
 from library.training.optimizers import OptimizerSpec
-from library.training.plan import StepPlan, save_every_n_epochs
-from library.training.precision import save_dtype
+from library.training.plan import StepPlan
 from library.training.prompts import SamplePrompt
 from library.training.randomness import BatchRandomness, TrainingRandomness
 from library.training.record import StepTimes
 from library.training.rescue import previews_may_fail
-from library.training.resuming import made_with
+from library.training.run_files import RunFiles, due
 from library.training.sampling import before_after_sheet, save_samples
-from library.training.saving import LoopState, OutputNames
+from library.training.saving import LoopState
 from library.training.schedule_free import TwoWeights
 
 logger = logging.getLogger(__name__)
@@ -60,13 +55,12 @@ class NetworkRecipe:
         self.prompts, self.plan = prompts, plan
         self.objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
         self.randomness = TrainingRandomness(accelerator.device, accelerator.process_index)
-        self.names = OutputNames(options)
-        self.uploads = Uploads(options) if options.huggingface_repo_id else None
+        self.files = RunFiles(network, metadata, accelerator, options, plan)
+        self.names = self.files.names
         self.group_names = [group["name"] for group in groups]
         self.weights = TwoWeights(optimizer) if spec.schedule_free else None
         self.has_learned = False  # in this run
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
-        self.every_n_epochs = save_every_n_epochs(options, self.plan.num_epochs)
         self.step_times = StepTimes()
 
     def loss(self, batch: Batch) -> Tensor:
@@ -144,60 +138,14 @@ class NetworkRecipe:
             self.sample(f"{state.step:06d}", state.step)
         every = options.save_every_n_steps
         if due(every, state.step) and self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
-            self.remove_old_steps(state)
+            self.files.remove_old_steps(state)
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
             self.sample(f"e{state.epoch:06d}", state.step)
-        is_due = due(self.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs
+        is_due = due(self.files.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs
         if is_due and self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
-            self.remove_old_epochs(state.epoch)
-
-    def remove_old_steps(self, state: LoopState) -> None:
-        """Remove what --save_last_n_steps keeps no longer at the last step that was saved."""
-        every = self.options.save_every_n_steps
-        last = state.step - state.step % every
-        self.remove(self.names.step, saving.step_to_remove, last, every, "steps")
-        for stop in state.stops:
-            self.remove(self.names.step, partial(saving.stop_to_remove, stop), last, every, "steps")
-
-    def remove_old_epochs(self, epoch: int) -> None:
-        self.remove(self.names.epoch, saving.epoch_to_remove, epoch, self.every_n_epochs, "epochs")
-
-    def remove_leftovers(self, state: LoopState) -> None:
-        """Remove what a run that ended between saving and removing has left, where this one goes on from it."""
-        if self.options.save_every_n_steps:
-            self.remove_old_steps(state)
-        if self.every_n_epochs:
-            finished = state.epoch - 1
-            self.remove_old_epochs(finished - finished % self.every_n_epochs)
-
-    def remove(
-        self,
-        name_of: Callable[[int], Path],
-        which: Callable[[int, int, int | None], int | None],
-        now: int,
-        every: int,
-        unit: str,
-    ) -> None:
-        """Remove the checkpoint and the state that have become too old."""
-        if not self.accelerator.is_main_process:
-            return
-        keep = getattr(self.options, f"save_last_n_{unit}")
-        keep_state = getattr(self.options, f"save_last_n_{unit}_state") or keep
-        gone, gone_state = which(now, every, keep), which(now, every, keep_state)
-        if gone is not None:
-            self.remove_file(name_of(gone), saving.remove_checkpoint)
-        if gone_state is not None:
-            self.remove_file(self.names.state_of(name_of(gone_state)), saving.remove_state)
-
-    def remove_file(self, path: Path, remove: Callable[[Path], None]) -> None:
-        if self.uploads:
-            self.uploads.wait_for(path)
-        try:
-            remove(path)
-        except OSError as error:
-            logger.warning("%s cannot be removed, and stays: %s", path, error.strerror)
+            self.files.remove_old_epochs(state.epoch)
 
     def saved(self, path: Path, state: LoopState, epoch: int) -> bool:
         """Save in the middle of training, which goes on where that is impossible; whether all was written."""
@@ -216,35 +164,18 @@ class NetworkRecipe:
 
         CannotWrite, in the main process, after both were tried.
         """
+        problems: list[CannotWrite] = []
         self.resting_mode()
-        problems = []
-        if self.accelerator.is_main_process:
-            try:
-                self.write_network(path, state, epoch)
-                self.upload(path)
-            except CannotWrite as error:
-                problems.append(error)
+        with collected(problems):
+            self.files.write_network(path, state, epoch)
         if self.options.save_state if with_state is None else with_state:
             self.training_mode()  # what a resumed run goes on with
-            facts = made_with(self.options, self.plan)
-            try:
-                saving.save_state(self.accelerator, self.names.state_of(path), state, facts)
-                if self.options.save_state_to_huggingface and self.accelerator.is_main_process:
-                    self.upload(self.names.state_of(path))
-            except CannotWrite as error:
-                problems.append(error)
+            with collected(problems):
+                self.files.write_state(path, state)
         for problem in problems[1:]:
             logger.warning(problem)
         if problems:
             raise problems[0]
-
-    def write_network(self, path: Path, state: LoopState, epoch: int) -> None:
-        self.network.save_weights(path, save_dtype(self.options.save_precision), self.metadata.at(state.step, epoch))
-        logger.info("saved: %s", path)
-
-    def upload(self, path: Path) -> None:
-        if self.uploads:
-            self.uploads.add(path)
 
     def sample_at_first(self, state: LoopState) -> None:
         if self.options.sample_at_first and self.prompts and state.step == 0:
@@ -275,13 +206,12 @@ class NetworkRecipe:
         try:
             self.save(path, state, self.plan.num_epochs, with_state)
         except CannotWrite as error:
-            raise self.rescued(error, state) from None
+            raise self.files.rescued(error, state) from None
         if self.accelerator.is_main_process:
-            self.check_file(path)
+            self.files.check(path)
             if options.before_after:
                 self.write_before_after()
-        if self.uploads:
-            self.uploads.finish()
+        self.files.finish_uploads()
         return path
 
     def stop(self, state: LoopState, cause: str) -> NoReturn:
@@ -290,26 +220,13 @@ class NetworkRecipe:
         if not due(self.options.save_every_n_steps, state.step):
             state.stops.append(state.step)
         self.save(path, state, epoch=state.epoch - 1, with_state=True)
-        if self.uploads:
-            self.uploads.finish()
+        self.files.finish_uploads()
         self.accelerator.wait_for_everyone()  # launchers end all processes when the first has ended
         self.accelerator.end_training()
         raise Stopped(
             f"stopped at step {state.step} of {self.plan.max_train_steps} by {cause}; saved: {path} and "
             f"{self.names.state_of(path)}; to go on, give the same command with --resume auto"
         )
-
-    def rescued(self, error: CannotWrite, state: LoopState) -> CannotWrite:
-        """The network of a run that is done goes elsewhere where it has no room; the error with this place."""
-        final = self.names.final()
-        if error.filename != str(final) or error.kept:
-            return error
-        try:
-            path = Path(tempfile.mkdtemp(prefix="athanor-")) / final.name
-            self.write_network(path, state, self.plan.num_epochs)
-        except OSError as other:
-            return CannotWrite(final, f"{error.strerror}; {other}")
-        return CannotWrite(final, f"{error.strerror}; the trained network is in {path}", path)
 
     def write_before_after(self) -> None:
         self.resting_mode()
@@ -319,16 +236,11 @@ class NetworkRecipe:
             write_picture(path, sheet)
             logger.info("the sample prompts without and with the network: %s", path)
 
-    def check_file(self, path: Path) -> None:
-        """Read the file back: every key must belong to a layer of the model, and the weights must be finite."""
-        num_layers = self.network.check_saved(path)
-        logger.info("%s was read back: all %d layers match the model", path, num_layers)
-        logger.info(
-            "To use it, put it into models/Lora of the Stable Diffusion WebUI or models/loras of ComfyUI; "
-            "in the WebUI the prompt then has <lora:%s:1>",
-            path.stem,
-        )
 
-
-def due(every: int | None, count: int) -> bool:
-    return bool(every) and count % every == 0
+@contextmanager
+def collected(problems: list[CannotWrite]) -> Iterator[None]:
+    """What cannot be written inside is added to the problems."""
+    try:
+        yield
+    except CannotWrite as error:
+        problems.append(error)

@@ -1,0 +1,55 @@
+"""--network_module and --network_args, as far as they can be checked without importing torch."""
+
+import difflib
+import importlib
+import importlib.util
+from pathlib import Path
+
+from library.families.kinds import Shapes
+from library.options.derived import network_arguments, network_module
+from library.options.groups import TrainNetworkOptions
+
+PIP_NAMES = {"lycoris": "lycoris-lora"}  # of packages that are imported by another name
+
+
+def check_network_module(name: str | None) -> list[str]:
+    """Problems with --network_module; None stands for networks.lora. Nothing is imported, as that may need torch."""
+    if name is None:
+        return []
+    package, *inside = name.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pip_name = PIP_NAMES.get(package)
+        remedy = (
+            f"pip install {pip_name}" if pip_name else "networks of this project are called networks.lora and so on"
+        )
+        return [f"--network_module {name} needs the package {package}, which is not installed: {remedy}"]
+    folders = [Path(folder).joinpath(*inside[:-1]) for folder in spec.submodule_search_locations or []]
+    there = {path.name.split(".")[0]: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    if not inside or (inside[-1] in there and (package != "networks" or makes_networks(there[inside[-1]]))):
+        return []
+    if package == "networks":
+        known = ", ".join(f"networks.{module}" for module, path in sorted(there.items()) if makes_networks(path))
+        return [f"--network_module: there is no network {name} here; there is {known}"]
+    near = difflib.get_close_matches(inside[-1], there, 1)
+    hint = f"; did you mean {'.'.join([package, *inside[:-1], near[0]])}?" if near else ""
+    return [f"--network_module: there is no module {name}{hint}"]
+
+
+def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None) -> None:
+    """UserError for --network_args, or ranks beside --network_weights, that the network cannot take.
+
+    As far as that can be told without torch.
+    """
+    arguments = network_arguments(options)
+    name = f"{network_module(options)}_arguments"
+    if not name.startswith("networks.") or not importlib.util.find_spec(name):
+        return
+    module = importlib.import_module(name)
+    module.check_arguments(arguments)
+    if weights and not options.dim_from_weights and hasattr(module, "check_ranks"):
+        module.check_ranks(weights, options.network_weights, options.network_dim, arguments)
+
+
+def makes_networks(path: Path) -> bool:
+    return path.suffix == ".py" and "def create_network" in path.read_text("utf-8")

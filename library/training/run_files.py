@@ -1,0 +1,136 @@
+"""The files of a run that trains a network: checkpoints, states, their uploads, and which of them stay."""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from library.errors import CannotWrite
+from library.options.groups import TrainNetworkOptions
+from library.training import saving
+from library.training.hub import Uploads
+from library.training.metadata import TrainingMetadata
+from library.training.plan import StepPlan, save_every_n_epochs
+from library.training.precision import save_dtype
+from library.training.resuming import made_with
+from library.training.saving import LoopState, OutputNames
+
+logger = logging.getLogger(__name__)
+
+
+class RunFiles:
+    """Writes, uploads and removes the files of a run; the caller puts the network into the mode that is saved."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        metadata: TrainingMetadata,
+        accelerator: Accelerator,
+        options: TrainNetworkOptions,
+        plan: StepPlan,
+    ):
+        self.network, self.metadata, self.accelerator = network, metadata, accelerator
+        self.options, self.plan = options, plan
+        self.names = OutputNames(options)
+        self.uploads = Uploads(options) if options.huggingface_repo_id else None
+        self.every_n_epochs = save_every_n_epochs(options, plan.num_epochs)
+
+    def write_network(self, path: Path, state: LoopState, epoch: int) -> None:
+        """Write the network from the main process, and upload it; `epoch` as the metadata counts it."""
+        if not self.accelerator.is_main_process:
+            return
+        self._write(path, state, epoch)
+        if self.uploads:
+            self.uploads.add(path)
+
+    def _write(self, path: Path, state: LoopState, epoch: int) -> None:
+        self.network.save_weights(path, save_dtype(self.options.save_precision), self.metadata.at(state.step, epoch))
+        logger.info("saved: %s", path)
+
+    def write_state(self, checkpoint: Path, state: LoopState) -> None:
+        """Write the state that belongs to a checkpoint, and upload it where that is wanted."""
+        folder = self.names.state_of(checkpoint)
+        saving.save_state(self.accelerator, folder, state, made_with(self.options, self.plan))
+        if self.uploads and self.options.save_state_to_huggingface and self.accelerator.is_main_process:
+            self.uploads.add(folder)
+
+    def finish_uploads(self) -> None:
+        """Wait for the uploads that are on their way."""
+        if self.uploads:
+            self.uploads.finish()
+
+    def rescued(self, error: CannotWrite, state: LoopState) -> CannotWrite:
+        """The network of a run that is done goes elsewhere where it has no room; the error with this place."""
+        final = self.names.final()
+        if error.filename != str(final) or error.kept:
+            return error
+        try:
+            path = Path(tempfile.mkdtemp(prefix="athanor-")) / final.name
+            self._write(path, state, self.plan.num_epochs)
+        except OSError as other:
+            return CannotWrite(final, f"{error.strerror}; {other}")
+        return CannotWrite(final, f"{error.strerror}; the trained network is in {path}", path)
+
+    def remove_old_steps(self, state: LoopState) -> None:
+        """Remove what --save_last_n_steps keeps no longer at the last step that was saved."""
+        every = self.options.save_every_n_steps
+        last = state.step - state.step % every
+        self.remove(self.names.step, saving.step_to_remove, last, every, "steps")
+        for stop in state.stops:
+            self.remove(self.names.step, partial(saving.stop_to_remove, stop), last, every, "steps")
+
+    def remove_old_epochs(self, epoch: int) -> None:
+        self.remove(self.names.epoch, saving.epoch_to_remove, epoch, self.every_n_epochs, "epochs")
+
+    def remove_outdated(self, state: LoopState) -> None:
+        """Remove what a run that ended between saving and removing has left, where this one goes on from it."""
+        if self.options.save_every_n_steps:
+            self.remove_old_steps(state)
+        if self.every_n_epochs:
+            finished = state.epoch - 1
+            self.remove_old_epochs(finished - finished % self.every_n_epochs)
+
+    def remove(
+        self,
+        name_of: Callable[[int], Path],
+        which: Callable[[int, int, int | None], int | None],
+        now: int,
+        every: int,
+        unit: str,
+    ) -> None:
+        """Remove the checkpoint and the state that have become too old."""
+        if not self.accelerator.is_main_process:
+            return
+        keep = getattr(self.options, f"save_last_n_{unit}")
+        keep_state = getattr(self.options, f"save_last_n_{unit}_state") or keep
+        gone, gone_state = which(now, every, keep), which(now, every, keep_state)
+        if gone is not None:
+            self.remove_file(name_of(gone), saving.remove_checkpoint)
+        if gone_state is not None:
+            self.remove_file(self.names.state_of(name_of(gone_state)), saving.remove_state)
+
+    def remove_file(self, path: Path, remove: Callable[[Path], None]) -> None:
+        if self.uploads:
+            self.uploads.wait_for(path)
+        try:
+            remove(path)
+        except OSError as error:
+            logger.warning("%s cannot be removed, and stays: %s", path, error.strerror)
+
+    def check(self, path: Path) -> None:
+        """Read the file back: every key must belong to a layer of the model, and the weights must be finite."""
+        num_layers = self.network.check_saved(path)
+        logger.info("%s was read back: all %d layers match the model", path, num_layers)
+        logger.info(
+            "To use it, put it into models/Lora of the Stable Diffusion WebUI or models/loras of ComfyUI; "
+            "in the WebUI the prompt then has <lora:%s:1>",
+            path.stem,
+        )
+
+
+def due(every: int | None, count: int) -> bool:
+    return bool(every) and count % every == 0
