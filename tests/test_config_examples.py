@@ -78,9 +78,9 @@ def test_the_launch_line_of_several_gpus_trains_in_two_processes(request, tmp_pa
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "x 2 processes" in ended.stdout + ended.stderr
-    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert [path.name for path in files] == ["example.safetensors"]
-    metadata = metadata_of(files[0])
+    files = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(files) == ["example-run.json", "example.safetensors"]
+    metadata = metadata_of(tmp_path / "out" / "example.safetensors")
     assert (metadata["ss_steps"], metadata["ss_total_batch_size"]) == ("2", "4")
 
 
