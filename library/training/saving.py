@@ -29,7 +29,7 @@ class LoopState:
 
     epoch: int = 1  # the running epoch, 1-based
     step: int = 0  # optimizer steps
-    batch: int = 0  # batches of the running epoch, in each process
+    batch: int = 0  # batches of the running epoch, each of all processes together
     seed: int = 0  # of the order of the pictures and of what is drawn for each of them
     epoch_finished: bool = False  # whether what follows an epoch's last step is done too
     stops: list[int] = field(default_factory=list)  # steps where the run was stopped and left files
