@@ -140,7 +140,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     validation = None if held_out is None else Validation(held_out, options, accelerator)
     with recorded(options, checked, recipe, accelerator, state), logging_redirect_tqdm():
-        with kept_when_it_fails(recipe, state), StopRequest(recipe.names.folder, accelerator) as stop:
+        with StopRequest(recipe.names.folder, accelerator) as stop, kept_when_it_fails(recipe, state):
             parts = recipe, dataset, sampler, optimizer, scheduler, accelerator
             state = run(*parts, options, plan, state, validation, stop)
         path = recipe.finish(state)
