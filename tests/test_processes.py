@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -128,12 +129,13 @@ def test_what_is_random_is_the_same_and_a_run_resumes_on_another_number_of_proce
     train(arguments("one", 2, **curve))
     state = "lora-step00000003-state"
     shared = arguments("two", 1, sample_prompts=prompts, sample_every_n_steps=2, logging_dir=tmp_path / "curve of two")
-    later = arguments("two after one", 1, resume=tmp_path / "one" / state)
+    shutil.copytree(tmp_path / "one" / state, tmp_path / "two after one, 0" / state)
+    later = arguments("two after one, RANK", 1, resume="auto")  # so that only the first process finds the state
     config = ("--config_file", str(CONFIGS / "two_gpus.yaml"))
     in_two_processes({"runs": [shared, later]}, tmp_path, config)
     train(arguments("one after two", 2, resume=tmp_path / "two" / state))
     wanted = tmp_path / "one" / "lora.safetensors"
-    for name in ("two", "two after one", "one after two"):
+    for name in ("two", "two after one, 0", "one after two"):
         assert_weights_near(tmp_path / name / "lora.safetensors", wanted)
     one, two = scalars(tmp_path / "curve of one"), scalars(tmp_path / "curve of two")
     assert len(one["lr/unet"]) == 6

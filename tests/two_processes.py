@@ -91,7 +91,7 @@ if __name__ == "__main__":
         group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
         facts["weights"] = accelerator.gather(weights[None]).tolist()
         facts["timeout"] = group.options._timeout.total_seconds()
-    for arguments in given["runs"]:
-        train(arguments)
     rank = os.environ["RANK"]
+    for arguments in given["runs"]:
+        train([word.replace("RANK", rank) for word in arguments])
     Path(f"{given['facts']}-{rank}.json").write_text(json.dumps(facts), encoding="utf-8")

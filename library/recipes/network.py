@@ -110,6 +110,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     state = first_state(options, plan, checked.resume)
     remove_old_request(Path(options.output_dir))
     accelerator = start_accelerator(options, state)
+    # The first process has put back what a killed run set aside; the others may have looked before.
+    state, resume = broadcast_object_list([state, checked.resume])
     made = build_trainable(options, checked, state, accelerator)
     family = made.family
 
@@ -121,7 +123,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     network = accelerator.prepare_model(made.network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
     prepare_unet(family, options)
-    restore(accelerator, state, checked.resume)
+    restore(accelerator, state, resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
         with memory_for("encoding captions", options):
@@ -134,7 +136,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     if accelerator.is_main_process:
         print(parts_table(made.parts), flush=True)
     start_trackers(accelerator, options)
-    if checked.resume:
+    if resume:
         recipe.files.remove_outdated(state)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
