@@ -136,7 +136,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if options.resume_from_huggingface and not options.dry_run:
         resume = fetch_state(options)
         check_state(options, resume)
-    cache_notes = write_info_caches(scanned) if is_main_process() else []
+    cache_notes = write_info_caches(scanned) if is_main_process() and not options.dry_run else []
     scanned, validation = split
     scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
