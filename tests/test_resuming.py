@@ -159,6 +159,24 @@ def test_a_state_of_an_epochs_last_step_is_followed_by_what_ends_the_epoch(tiny_
             assert weights_equal(tmp_path / "whole" / name, tmp_path / f"{step}" / name)
 
 
+class Counting(torch.optim.SGD):
+    """Keeps something beside what it keeps for parameters, as torch allows."""
+
+    def step(self, closure=None):
+        self.state["steps"] = self.state.get("steps", 0) + 1
+        return super().step(closure)
+
+
+def test_an_optimizer_of_ones_own_that_keeps_more_than_parameters_need_goes_on(tiny_folder, pictures, tmp_path):
+    options = dict(optimizer_type="tests.test_resuming.Counting", optimizer_args=["momentum=0.9"], save_state=True)
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "whole", save_every_n_steps=3, **options))
+    resume = tmp_path / "whole" / "lora-step00000003-state"
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "parts", resume=resume, **options))
+    states = [torch.load(tmp_path / name / "lora-state" / "optimizer.bin") for name in ("whole", "parts")]
+    assert [state["state"]["steps"] for state in states] == [8, 8]
+    assert weights_equal(*(tmp_path / name / "lora.safetensors" for name in ("whole", "parts")))
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
     """The pictures and the output of a run of 7 steps with states of steps 3, 6 and 7."""

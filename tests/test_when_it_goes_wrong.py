@@ -121,7 +121,9 @@ def test_an_optimizer_without_memory_for_its_state_names_step_and_batch_too(tiny
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")  # no GPU is here to raise it
 
     monkeypatch.setattr(torch.optim.AdamW, "step", failing)
-    with pytest.raises(OutOfMemory, match=r"the GPU ran out of memory in step 1, 1 picture of \d+x\d+ \(it asked for 20"):
+    with pytest.raises(
+        OutOfMemory, match=r"the GPU ran out of memory in step 1, 1 picture of \d+x\d+ \(it asked for 20"
+    ):
         train(tiny.arguments(tiny_file, pictures, tmp_path / "out"))
 
 

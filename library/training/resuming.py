@@ -77,8 +77,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         kinds = FACTS if "seed" in facts else {"current_epoch": int, "current_step": int}
-        counters = [facts[name] for name, kind in kinds.items() if kind is int]
-        if all(isinstance(facts[name], kind) for name, kind in kinds.items()) and all(map(is_counter, counters)):
+        is_whole = all(isinstance(facts[name], kind) for name, kind in kinds.items())
+        counters = [facts[name] for name, kind in kinds.items() if kind is int] + facts.get("stops", [])
+        are_losses = all(isinstance(loss, float) for loss in facts.get("losses", []))
+        if is_whole and are_losses and all(map(is_counter, counters)):
             return facts
     except (OSError, ValueError, KeyError, TypeError):
         pass

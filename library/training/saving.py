@@ -144,6 +144,7 @@ def state_bytes(accelerator: Accelerator) -> int:
         value
         for optimizer in accelerator._optimizers
         for values in optimizer.state.values()
+        if isinstance(values, dict)  # what belongs to no parameter may be anything
         for value in values.values()
     ]
     return sum(getattr(value, "nbytes", 0) for value in [*weights, *moments])  # some moments are plain numbers
