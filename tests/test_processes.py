@@ -85,7 +85,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, un
         save_state=True, sample_every_n_epochs=1, console_log_file=tmp_path / "log.txt", cache_latents_to_disk=True,
         logging_dir=tmp_path / "curves",
     )  # fmt: skip
-    facts, others, said = in_two_processes({"toy": [*toy, "--ddp_timeout", "7"], "runs": [run, [*run, "--dry_run"]]}, tmp_path)
+    facts, others, said = in_two_processes(
+        {"toy": [*toy, "--ddp_timeout", "7"], "runs": [run, [*run, "--dry_run"]]}, tmp_path
+    )
     first, second = torch.tensor(facts["weights"])
     assert torch.equal(first, second)
     alone, _ = toy_weights([*toy, "--train_batch_size", "2"])
@@ -105,6 +107,18 @@ def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, un
     assert len(caches) == len(set(caches)) == 4, "each picture's latents are written once"
     assert {path.suffix for path in elsewhere} == {".npz"}, "all else is written by the main process"
     assert {output / "lora.safetensors", output / "before_after.png", tmp_path / "log.txt"} <= set(written)
+
+
+def test_where_a_process_is_killed_the_first_keeps_what_was_learned_and_says_so(tiny_file, pictures, tmp_path):
+    run = tiny.arguments(tiny_file, pictures, tmp_path / "out", max_train_epochs=2)
+    with pytest.raises(
+        AssertionError, match="another process of this run has ended; its own message, if it gave one, says why"
+    ):
+        in_two_processes({"runs": [run], "killed": "1"}, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "lora-run.json",
+        "lora-step00000004.safetensors",
+    ]
 
 
 EVERYTHING_RANDOM = dict(
