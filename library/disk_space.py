@@ -15,6 +15,7 @@ from library.errors import UserError
 from library.families import writes_text
 from library.families.clip_vocabulary import CHUNK
 from library.families.detect import CheckpointInfo, read_shapes
+from library.files import existing_part
 from library.options.derived import network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.training.plan import StepPlan, save_every_n_epochs
@@ -75,7 +76,7 @@ def check_disk_space(needs: Iterable[DiskNeed]) -> list[str]:
 
 def free_bytes(folder: Path) -> int:
     """The room on the disk of a folder, which need not be there yet."""
-    return shutil.disk_usage(_existing(folder)).free
+    return shutil.disk_usage(existing_part(folder)).free
 
 
 def megabytes(num_bytes: int) -> str:
@@ -165,12 +166,8 @@ def _parameters_per_rank(checkpoint: CheckpointInfo) -> tuple[int, int]:
 def _by_disk(needs: Iterable[DiskNeed]) -> list[list[DiskNeed]]:
     disks: dict[int, list[DiskNeed]] = defaultdict(list)
     for need in needs:
-        disks[os.stat(_existing(need.folder)).st_dev].append(need)
+        disks[os.stat(existing_part(need.folder)).st_dev].append(need)
     return list(disks.values())
-
-
-def _existing(folder: Path) -> Path:
-    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def _bytes_in(folder: Path) -> int:

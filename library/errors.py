@@ -38,7 +38,7 @@ class OutOfMemory(UserError):
 
 
 class Diverged(UserError):
-    """The loss is no number any more; the sentence says what was kept and what the cause may be."""
+    """The loss is no number any more; the sentence says since when, and what the cause may be."""
 
     exit_code = EXIT_DIVERGED
 
@@ -93,10 +93,10 @@ def run_script(main: Callable[[], None]) -> None:
             print(f"error: {one_line(redacted(problem))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except CannotWrite as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {one_line(redacted(str(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        print(redacted(str(stopped)), file=sys.stderr)
+        print(one_line(redacted(str(stopped))), file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

@@ -161,6 +161,11 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def existing_part(path: Path) -> Path | None:
+    """The path, or the nearest folder above it that is there; None where even the drive is not."""
+    return next((part for part in (path, *path.absolute().parents) if part.exists()), None)
+
+
 def read_user_text(path: Path, place: str) -> str:
     """The text of a file in UTF-8; a UserError begins with `place`, which names the file."""
     if os.path.exists(path) and not os.path.isfile(path):
@@ -190,8 +195,7 @@ def _failure(error: Exception) -> tuple[bool, str, bool]:
 
 def _room(path: Path, num_bytes: int | None, unfinished: Path | None) -> str:
     """What a file or folder would need and what its disk has without it."""
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_part(path.parent)).free
     if unfinished:
         free += sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
     needed = "" if num_bytes is None else f"{num_bytes / 1e6:.2f} MB needed, "

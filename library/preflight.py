@@ -29,6 +29,7 @@ from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip
 from library.families.detect import CheckpointInfo, inspect_checkpoint
+from library.files import existing_part
 from library.given_files import check_network, check_thumbnail, check_vae
 from library.leftovers import remove_leftovers
 from library.network_choice import check_network_arguments, check_network_module
@@ -136,7 +137,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if options.resume_from_huggingface and not options.dry_run:
         resume = fetch_state(options)
         check_state(options, resume)
-    cache_notes = write_info_caches(scanned) if is_main_process() else []
+    cache_notes = write_info_caches(scanned) if is_main_process() and not options.dry_run else []
     scanned, validation = split
     scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
@@ -221,8 +222,10 @@ def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset, f
 def check_writable(name: str, folder_text: str) -> list[str]:
     """Problems with a folder that files go to: it is made where it is missing, and must be writable."""
     folder = Path(folder_text)
-    existing = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), None)
-    if existing is None or not existing.is_dir():
+    existing = existing_part(folder)
+    if existing is None:
+        return [f"--{name}: {folder} cannot be made: there is no such drive"]
+    if not existing.is_dir():
         return [f"--{name}: {folder} cannot be made, because {existing} is a file"]
     if not os.access(existing, os.W_OK):
         return [f"--{name}: {folder} cannot be written to (no permission); give a folder of your own"]

@@ -7,6 +7,7 @@ from PIL import Image
 
 from library.preflight import preflight
 from library.recipes.dry_run import duration, largest_batch
+from library.recipes.memory_table import GIB, estimate
 from library.recipes.network import build_datasets
 from tests import tiny
 from tests.test_memory_table import options_for
@@ -46,6 +47,26 @@ def test_the_largest_batch_is_the_one_with_most_pixels(tiny_file, tmp_path):
     checked = preflight(options)
     batch = largest_batch(build_datasets(options, checked, 1)[0])
     assert batch.target_sizes_hw.tolist() == 2 * [[256, 256]]  # more than four of 128x64
+
+
+def test_the_estimate_is_of_the_batch_that_was_measured_and_folders_are_left_alone(
+    tiny_file, pictures, tmp_path, capsys
+):
+    """The batch size of a dataset's own file counts, not that of the flag beside it."""
+    config = tmp_path / "datasets.toml"
+    config.write_text(
+        "[[datasets]]\nresolution = 64\nbatch_size = 2\n"
+        f"[[datasets.subsets]]\nimage_dir = '{(pictures / '2_cat').as_posix()}'\nnum_repeats = 2\ncache_info = true\n",
+        encoding="utf-8",
+    )
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", dry_run=True, dataset_config=config))
+    said = capsys.readouterr().out
+    width, height = map(int, re.search(r"batch +2 pictures of (\d+)x(\d+)", said).groups())
+    options = options_for(tiny_file, pictures, tmp_path / "out", train_batch_size=2)
+    wanted = estimate(options, "sd", (width, height), captions_change=False)
+    found = next(line for line in said.splitlines() if line.startswith("as it is")).split()[3:]
+    assert found[2:] == [f"{value / GIB:.2f}" for value in (wanted.step, wanted.before, wanted.total, 0)]
+    assert not list(pictures.rglob("metadata_cache.json"))
 
 
 def test_a_third_partys_network_is_measured_and_not_estimated(tiny_file, pictures, tmp_path, capsys):

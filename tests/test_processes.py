@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -84,7 +85,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, un
         save_state=True, sample_every_n_epochs=1, console_log_file=tmp_path / "log.txt", cache_latents_to_disk=True,
         logging_dir=tmp_path / "curves",
     )  # fmt: skip
-    facts, others, said = in_two_processes({"toy": [*toy, "--ddp_timeout", "7"], "runs": [run]}, tmp_path)
+    facts, others, said = in_two_processes(
+        {"toy": [*toy, "--ddp_timeout", "7"], "runs": [run, [*run, "--dry_run"]]}, tmp_path
+    )
     first, second = torch.tensor(facts["weights"])
     assert torch.equal(first, second)
     alone, _ = toy_weights([*toy, "--train_batch_size", "2"])
@@ -97,13 +100,25 @@ def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, un
     assert json.loads((output / "lora-state" / "train_state.json").read_text())["current_step"] == 4
     weights = load_file(output / "lora.safetensors")
     assert any(value.any() for name, value in weights.items() if "lora_up" in name)
-    assert said.count("learning rate") == 1, "the table is for one process to print"
+    assert said.count("learning rate") == 2, "tables are for one process to print, in the run and in --dry_run"
 
     written, elsewhere = (files_of(found["written"], tmp_path) for found in (facts, others))
     caches = [path for path in written + elsewhere if path.suffix == ".npz"]
     assert len(caches) == len(set(caches)) == 4, "each picture's latents are written once"
     assert {path.suffix for path in elsewhere} == {".npz"}, "all else is written by the main process"
     assert {output / "lora.safetensors", output / "before_after.png", tmp_path / "log.txt"} <= set(written)
+
+
+def test_where_a_process_is_killed_the_first_keeps_what_was_learned_and_says_so(tiny_file, pictures, tmp_path):
+    run = tiny.arguments(tiny_file, pictures, tmp_path / "out", max_train_epochs=2)
+    with pytest.raises(
+        AssertionError, match="another process of this run has ended; its own message, if it gave one, says why"
+    ):
+        in_two_processes({"runs": [run], "killed": "1"}, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "lora-run.json",
+        "lora-step00000004.safetensors",
+    ]
 
 
 EVERYTHING_RANDOM = dict(
@@ -128,12 +143,13 @@ def test_what_is_random_is_the_same_and_a_run_resumes_on_another_number_of_proce
     train(arguments("one", 2, **curve))
     state = "lora-step00000003-state"
     shared = arguments("two", 1, sample_prompts=prompts, sample_every_n_steps=2, logging_dir=tmp_path / "curve of two")
-    later = arguments("two after one", 1, resume=tmp_path / "one" / state)
+    shutil.copytree(tmp_path / "one" / state, tmp_path / "two after one, 0" / state)
+    later = arguments("two after one, RANK", 1, resume="auto")  # so that only the first process finds the state
     config = ("--config_file", str(CONFIGS / "two_gpus.yaml"))
     in_two_processes({"runs": [shared, later]}, tmp_path, config)
     train(arguments("one after two", 2, resume=tmp_path / "two" / state))
     wanted = tmp_path / "one" / "lora.safetensors"
-    for name in ("two", "two after one", "one after two"):
+    for name in ("two", "two after one, 0", "one after two"):
         assert_weights_near(tmp_path / name / "lora.safetensors", wanted)
     one, two = scalars(tmp_path / "curve of one"), scalars(tmp_path / "curve of two")
     assert len(one["lr/unet"]) == 6

@@ -23,8 +23,9 @@ from library.errors import Stopped, UserError
 from library.options.groups import SavingOptions
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OPTIMIZERS, find_spec
-from library.training.resuming import newest_state
-from library.training.saving import OutputNames
+from library.training.plan import StepPlan
+from library.training.resuming import newest_state, resumed_state
+from library.training.saving import LoopState, OutputNames
 from tests import tiny
 from tests.conftest import RUNS_SLOW_TESTS
 from tests.results import curves, weights_equal
@@ -158,6 +159,24 @@ def test_a_state_of_an_epochs_last_step_is_followed_by_what_ends_the_epoch(tiny_
             assert weights_equal(tmp_path / "whole" / name, tmp_path / f"{step}" / name)
 
 
+class Counting(torch.optim.SGD):
+    """Keeps something beside what it keeps for parameters, as torch allows."""
+
+    def step(self, closure=None):
+        self.state["steps"] = self.state.get("steps", 0) + 1
+        return super().step(closure)
+
+
+def test_an_optimizer_of_ones_own_that_keeps_more_than_parameters_need_goes_on(tiny_folder, pictures, tmp_path):
+    options = dict(optimizer_type="tests.test_resuming.Counting", optimizer_args=["momentum=0.9"], save_state=True)
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "whole", save_every_n_steps=3, **options))
+    resume = tmp_path / "whole" / "lora-step00000003-state"
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "parts", resume=resume, **options))
+    states = [torch.load(tmp_path / name / "lora-state" / "optimizer.bin") for name in ("whole", "parts")]
+    assert [state["state"]["steps"] for state in states] == [8, 8]
+    assert weights_equal(*(tmp_path / name / "lora.safetensors" for name in ("whole", "parts")))
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
     """The pictures and the output of a run of 7 steps with states of steps 3, 6 and 7."""
@@ -223,7 +242,30 @@ def test_what_a_state_decides_is_said(finished, tiny_folder, tmp_path, capsys):
     train(tiny.arguments(tiny_folder, pictures, tmp_path / "out", **options))
     said = capsys.readouterr().err
     assert "--seed 5 has no effect: training goes on with the state's, 1" in said
-    assert "--resume: an epoch had 8 batches and now has 4: the pictures or the batch size are others" in said
+    assert "--resume: an epoch had 8 batches and now has 4: pictures, batch size or number of processes are" in said
+
+
+@pytest.mark.parametrize(
+    ("facts", "batches_per_epoch", "accumulation", "place"),
+    [
+        (dict(current_epoch=2, batch_in_epoch=6), 8, 1, (2, 6)),
+        (dict(current_epoch=2, batch_in_epoch=6), 16, 1, (2, 12)),
+        (dict(current_epoch=2, batch_in_epoch=6), 4, 1, (2, 3)),
+        (dict(current_epoch=2, batch_in_epoch=6), 8, 4, (2, 4)),
+        (dict(current_epoch=2, batch_in_epoch=8), 5, 2, (2, 5)),
+        (dict(current_epoch=2, batch_in_epoch=8, epoch_finished=True), 16, 1, (3, 0)),
+        (dict(current_epoch=2, batch_in_epoch=6, epoch_finished=True), 4, 1, (2, 3)),
+    ],
+)
+def test_where_batches_are_others_the_same_share_of_the_epoch_is_left(
+    facts, batches_per_epoch, accumulation, place, tmp_path
+):
+    """As with another number of processes; the epoch here had 8 batches."""
+    known = LoopState(step=14, seed=1).facts() | {"batches_per_epoch": 8} | facts
+    (tmp_path / "train_state.json").write_text(json.dumps(known))
+    plan = StepPlan(64, batches_per_epoch, 1, accumulation, num_epochs=9, max_train_steps=99)
+    state = resumed_state(tmp_path, plan, seed=2)
+    assert (state.epoch, state.batch, state.step, state.epoch_finished) == (*place, 14, False)
 
 
 # --- states of kohya's scripts ---------------------------------------------------------------------------------------

@@ -185,7 +185,11 @@ def test_the_place_of_a_state_of_kohyas_scripts_is_that_of_its_step(step, wanted
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "{", "[]", '{"current_epoch": 2}', json.dumps(STATE | {"losses": 3}), "[" * 100_000]
+    "text",
+    [None, "", "{", "[]", '{"current_epoch": 2}', "[" * 100_000]
+    + [
+        json.dumps(STATE | fact) for fact in ({"losses": 3}, {"losses": [0.5, "x"]}, {"stops": [None]}, {"stops": [-1]})
+    ],
 )
 def test_state_that_is_not_whole_is_a_mistake(text, tmp_path):
     if text is not None:

@@ -116,6 +116,17 @@ def test_too_little_memory_names_step_batch_and_savers_and_keeps_what_was_learne
     assert any(value.any() for name, value in kept.items() if "lora_up" in name)
 
 
+def test_an_optimizer_without_memory_for_its_state_names_step_and_batch_too(tiny_file, pictures, tmp_path, monkeypatch):
+    def failing(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")  # no GPU is here to raise it
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", failing)
+    with pytest.raises(
+        OutOfMemory, match=r"the GPU ran out of memory in step 1, 1 picture of \d+x\d+ \(it asked for 20"
+    ):
+        train(tiny.arguments(tiny_file, pictures, tmp_path / "out"))
+
+
 def test_memory_errors_are_known_whoever_raises_them():
     with pytest.raises(RuntimeError) as torch_error:
         torch.empty(2**46)
@@ -346,6 +357,28 @@ def test_a_dataset_that_vanishes_ends_the_run_in_a_sentence_and_what_was_learned
     with pytest.raises(UserError, match="no picture can be read any more, is their drive still there?"):
         train(tiny.arguments(tiny_file, pictures, tmp_path / "out", cache_latents=False))
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["lora-step00000002.safetensors"]
+
+
+def test_what_is_kept_is_of_this_run_and_a_signal_to_end_waits_for_it(tiny_file, pictures, tmp_path, monkeypatch):
+    """Where one of several processes fails, the launcher sends SIGTERM to the others, which keep what was learned."""
+    kept = tmp_path / "out" / "lora-step00000002.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(b"of an earlier run")
+    after_step(monkeypatch, 2, lambda: shutil.rmtree(pictures))
+    keep = NetworkRecipe.keep
+
+    def keep_while_told_to_end(recipe: NetworkRecipe, state) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        keep(recipe, state)
+
+    monkeypatch.setattr(NetworkRecipe, "keep", keep_while_told_to_end)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before the network was kept"))
+    try:
+        with pytest.raises(UserError, match="no picture can be read any more"):
+            train(tiny.arguments(tiny_file, pictures, tmp_path / "out", cache_latents=False))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert steps_of(kept) == 2
 
 
 def test_too_many_lost_pictures_end_the_run_in_a_sentence(tiny_file, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.preflight import preflight
 from library.training.loop import run
+from library.training.network_recipe import NetworkRecipe
 from library.training.precision import build_accelerator
 from library.training.saving import LoopState
 from train_network import train
@@ -91,7 +92,9 @@ if __name__ == "__main__":
         group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
         facts["weights"] = accelerator.gather(weights[None]).tolist()
         facts["timeout"] = group.options._timeout.total_seconds()
-    for arguments in given["runs"]:
-        train(arguments)
     rank = os.environ["RANK"]
+    if rank == given.get("killed"):
+        NetworkRecipe.epoch_finished = lambda *_: os._exit(9)
+    for arguments in given["runs"]:
+        train([word.replace("RANK", rank) for word in arguments])
     Path(f"{given['facts']}-{rank}.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -58,13 +58,16 @@ def measure(options: TrainNetworkOptions, checked: Preflight) -> None:
         batch = largest_batch(dataset)
         captions_change = isinstance(dataset, OwnDataset) or dataset.distinct_captions() is None
         found = run_steps(options, made, batch, accelerator, captions_change, seconds)
+    if not accelerator.is_main_process:
+        return
     height, width = batch.target_sizes_hw[0].tolist()
     print(f"\n{parts_table(made.parts)}\n\n{measured_table(found, batch, checked, accelerator.device)}\n", flush=True)
     del made
     if not network_module(options).startswith("networks."):
         print("what each memory saver would give is estimated for networks.* alone")
         return
-    table = memory_table(options, checked.family, (width, height), captions_change)
+    measured = replace(options, train_batch_size=len(batch.captions))  # the datasets' own files may say another
+    table = memory_table(measured, checked.family, (width, height), captions_change)
     print(f"memory of a GPU, estimated without one (tensors alone; about 1 GiB comes on top):\n{table}")
 
 

@@ -110,6 +110,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     state = first_state(options, plan, checked.resume)
     remove_old_request(Path(options.output_dir))
     accelerator = start_accelerator(options, state)
+    # The first process has put back what a killed run set aside; the others may have looked before.
+    state, resume = broadcast_object_list([state, checked.resume])
     made = build_trainable(options, checked, state, accelerator)
     family = made.family
 
@@ -121,7 +123,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     network = accelerator.prepare_model(made.network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
     prepare_unet(family, options)
-    restore(accelerator, state, checked.resume)
+    restore(accelerator, state, resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
         with memory_for("encoding captions", options):
@@ -134,13 +136,13 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     if accelerator.is_main_process:
         print(parts_table(made.parts), flush=True)
     start_trackers(accelerator, options)
-    if checked.resume:
+    if resume:
         recipe.files.remove_outdated(state)
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     validation = None if held_out is None else Validation(held_out, options, accelerator)
     with recorded(options, checked, recipe, accelerator, state), logging_redirect_tqdm():
-        with kept_when_it_fails(recipe, state), StopRequest(recipe.names.folder, accelerator) as stop:
+        with StopRequest(recipe.names.folder, accelerator) as stop, kept_when_it_fails(recipe, state):
             parts = recipe, dataset, sampler, optimizer, scheduler, accelerator
             state = run(*parts, options, plan, state, validation, stop)
         path = recipe.finish(state)

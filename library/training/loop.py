@@ -96,7 +96,9 @@ def run(
             losses.add(accelerator.reduce(loss.detach(), "mean"))
             if state.batch % plan.accumulation and state.batch < plan.batches_per_epoch:
                 continue
-            if update(recipe.parameters(), optimizer, scheduler, accelerator, options.max_grad_norm, losses):
+            with memory_for_step(batch, state.step + 1, options):
+                taken = update(recipe.parameters(), optimizer, scheduler, accelerator, options.max_grad_norm, losses)
+            if taken:
                 recipe.weights_updated()
                 skipped.taken()
             else:
@@ -164,12 +166,13 @@ def average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) 
 
 def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accelerator, state: LoopState) -> None:
     """The trackers where there are any, and the bar."""
+    average = losses.average  # of up to all batches of an epoch
     if accelerator.trackers:
-        values = {"loss/current": losses.current, "loss/average": losses.average} if losses.last_are_finite else {}
+        values = {"loss/current": losses.current, "loss/average": average} if losses.last_are_finite else {}
         rates = {f"lr/{name}": rate for name, rate in recipe.learning_rates().items()}
         accelerator.log(values | rates | recipe.metrics(), step=state.step)
-    if losses.average is not None:
-        bar.set_postfix(avr_loss=f"{losses.average:.4f}", refresh=False)
+    if average is not None:
+        bar.set_postfix(avr_loss=f"{average:.4f}", refresh=False)
 
 
 def validate(

@@ -114,9 +114,8 @@ class NetworkRecipe:
 
     def keep(self, state: LoopState) -> None:
         """Save the network as a step's, where it has learned, is whole and not saved yet, as a run ends too early."""
-        path = self.names.step(state.step)
-        if self.has_learned and not path.exists() and is_whole(self.network):
-            self.save(path, state, epoch=state.epoch - 1, with_state=False)
+        if self.has_learned and self.files.saved_step != state.step and is_whole(self.network):
+            self.save(self.names.step(state.step), state, epoch=state.epoch - 1, with_state=False)
 
     def training_mode(self) -> None:
         if not self.network.training:  # it takes milliseconds, and is asked for before every batch

@@ -1,6 +1,7 @@
 """What is kept when training ends badly, and what may fail without ending it."""
 
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +9,15 @@ from typing import Protocol
 
 import torch
 
-from library.errors import Stopped, first_line
+from library.errors import Stopped, UserError, first_line
 from library.options.groups import TrainNetworkOptions
 from library.training.memory_errors import is_out_of_memory, sentence
 from library.training.saving import LoopState
 
 logger = logging.getLogger(__name__)
+
+# how gloo and NCCL tell that a process they waited for is gone
+LOST_PROCESS = re.compile(r"gloo.*(Connection (closed|reset) by peer|Broken pipe)|ncclRemoteError", re.DOTALL)
 
 
 class Kept(Protocol):
@@ -34,6 +38,10 @@ def kept_when_it_fails(recipe: Kept, state: LoopState) -> Iterator[None]:
         release_memory()
         with goes_on("the network was not saved either"):
             recipe.keep(state)
+        if LOST_PROCESS.search(str(error)):
+            raise UserError(
+                "another process of this run has ended; its own message, if it gave one, says why"
+            ) from error
         raise
 
 

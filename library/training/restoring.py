@@ -64,10 +64,11 @@ def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
     if (more := there - given[0].keys() - ADDED_BY_STEPS) and "optimizer_type" not in read_facts(folder):
         logger.warning("--resume: %s has settings of another optimizer: %s", folder / OPTIMIZER_FILE, listed(more))
     parameters = [parameter for group in given for parameter in group["params"]]
-    for index, entry in state["state"].items():
+    for index, parameter in enumerate(parameters):
+        entry = state["state"].get(index, {})
         for name, value in entry.items():
             if isinstance(value, Tensor):
-                entry[name] = in_shape_of(parameters[index], value)
+                entry[name] = in_shape_of(parameter, value)
     optimizer.load_state_dict(state)
     for before, now in zip(given, optimizer.param_groups, strict=True):
         rates = [group.get("initial_lr", group["lr"]) for group in (before, now)]

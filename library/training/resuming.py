@@ -77,15 +77,17 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         kinds = FACTS if "seed" in facts else {"current_epoch": int, "current_step": int}
-        counters = [facts[name] for name, kind in kinds.items() if kind is int]
-        if all(isinstance(facts[name], kind) for name, kind in kinds.items()) and all(map(is_counter, counters)):
+        is_whole = all(isinstance(facts[name], kind) for name, kind in kinds.items())
+        counters = [facts[name] for name, kind in kinds.items() if kind is int] + facts.get("stops", [])
+        are_losses = all(isinstance(loss, float) for loss in facts.get("losses", []))
+        if is_whole and are_losses and all(map(is_counter, counters)):
             return facts
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(f"--resume: {folder} is no whole state of a run: {STATE_FILE} is missing or broken")
 
 
-def is_counter(value: int) -> bool:
+def is_counter(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
@@ -115,10 +117,24 @@ def resumed_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:
             f"--resume: the state is at step {state.step} and training ends at {plan.max_train_steps}; "
             "give a larger --max_train_epochs or --max_train_steps"
         )
-    if state.epoch_finished and state.batch >= plan.batches_per_epoch:
+    before = batches_per_epoch(read_facts(folder), plan)
+    if state.epoch_finished and state.batch >= before:
         state.epoch, state.batch = state.epoch + 1, 0
+    state.batch = same_place(state.batch, before, plan)
     state.epoch_finished = False
     return state
+
+
+def batches_per_epoch(facts: dict[str, Any], plan: StepPlan) -> int:
+    """Batches of an epoch in the run that wrote a state, as now where that is not known."""
+    value = facts.get("batches_per_epoch")
+    return value if is_counter(value) and value else plan.batches_per_epoch
+
+
+def same_place(batch: int, before: int, plan: StepPlan) -> int:
+    """The batch where the same share of an epoch is done that had `before` batches, at the begin of a step."""
+    batch = min(batch * plan.batches_per_epoch // before, plan.batches_per_epoch)
+    return batch if batch == plan.batches_per_epoch else batch - batch % plan.accumulation
 
 
 def state_at_step(step: int, plan: StepPlan, seed: int) -> LoopState:
@@ -193,10 +209,10 @@ def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> 
         ]
     if options.seed not in (None, facts["seed"]):
         notes.append(f"--seed {options.seed} has no effect: training goes on with the state's, {facts['seed']}")
-    before = facts.get("batches_per_epoch", plan.batches_per_epoch)
+    before = batches_per_epoch(facts, plan)
     if before != plan.batches_per_epoch:
         notes.append(
-            f"--resume: an epoch had {before} batches and now has {plan.batches_per_epoch}: "
-            "the pictures or the batch size are others, and so is the order from here on"
+            f"--resume: an epoch had {before} batches and now has {plan.batches_per_epoch}: pictures, batch size or "
+            "number of processes are others, and so is the order from here on; the same share of the epoch is left"
         )
     return notes

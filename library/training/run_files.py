@@ -38,6 +38,7 @@ class RunFiles:
         self.names = OutputNames(options)
         self.uploads = Uploads(options) if options.huggingface_repo_id else None
         self.every_n_epochs = save_every_n_epochs(options, plan.num_epochs)
+        self.saved_step: int | None = None  # the last one whose network is in a file of this run
 
     def write_network(self, path: Path, state: LoopState, epoch: int) -> None:
         """Write the network from the main process, and upload it; `epoch` as the metadata counts it."""
@@ -49,6 +50,7 @@ class RunFiles:
 
     def _write(self, path: Path, state: LoopState, epoch: int) -> None:
         self.network.save_weights(path, save_dtype(self.options.save_precision), self.metadata.at(state.step, epoch))
+        self.saved_step = state.step
         logger.info("saved: %s", path)
 
     def write_state(self, checkpoint: Path, state: LoopState) -> None:

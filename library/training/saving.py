@@ -29,7 +29,7 @@ class LoopState:
 
     epoch: int = 1  # the running epoch, 1-based
     step: int = 0  # optimizer steps
-    batch: int = 0  # batches of the running epoch, in each process
+    batch: int = 0  # batches of the running epoch, each of all processes together
     seed: int = 0  # of the order of the pictures and of what is drawn for each of them
     epoch_finished: bool = False  # whether what follows an epoch's last step is done too
     stops: list[int] = field(default_factory=list)  # steps where the run was stopped and left files
@@ -144,6 +144,7 @@ def state_bytes(accelerator: Accelerator) -> int:
         value
         for optimizer in accelerator._optimizers
         for values in optimizer.state.values()
+        if isinstance(values, dict)  # what belongs to no parameter may be anything
         for value in values.values()
     ]
     return sum(getattr(value, "nbytes", 0) for value in [*weights, *moments])  # some moments are plain numbers
