@@ -30,6 +30,8 @@ from library.training.losses import LossRecorder
 from library.training.memory_errors import is_out_of_memory, memory_for, sentence
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OPTIMIZERS, build_optimizer
+from library.training.rescue import kept_when_it_fails
+from library.training.saving import LoopState
 from tests import tiny
 from tests.results import metadata_of, weights_equal
 from train_network import train
@@ -319,6 +321,23 @@ def test_where_workers_are_killed_again_and_again_the_run_reads_by_itself(
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", max_data_loader_n_workers=2, **more))
     assert "training goes on with no such processes" in capsys.readouterr().err
     assert weights_equal(tmp_path / "whole" / NETWORK, tmp_path / "out" / NETWORK)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:25815.",
+        "NCCL error in: ProcessGroupNCCL.cpp:1970\nncclRemoteError: A call failed possibly due to a network error or a "
+        "remote process exiting prematurely.",
+    ],
+)
+def test_that_another_process_has_ended_is_told_in_a_sentence(told):
+    class Nothing:
+        def keep(self, state: LoopState) -> None: ...
+
+    ended = pytest.raises(UserError, match="another process of this run has ended")
+    with ended, kept_when_it_fails(Nothing(), LoopState()):
+        raise RuntimeError(told)
 
 
 # Files
