@@ -13,6 +13,8 @@ from library.families import FAMILIES
 from library.families.detect import CheckpointInfo, inspect_checkpoint, is_zip, read_shapes
 from library.families.kinds import KINDS, Shapes, kind_of_shapes
 
+PICKLE_START = b"\x80"  # of PyTorch files before version 1.6, which are no archives
+
 # Layers of networks by which the base model is known: those that only one family has, and those whose inputs are as
 # wide as its text encoder's outputs.
 LAYERS_OF_ONE = {
@@ -54,7 +56,12 @@ def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_our
     Networks of other projects (`is_ours` false) may have names that are not known here.
     """
     path = Path(path_text)
+    if not path.is_file():
+        raise UserError(f"{flag}: there is no file {path}")
     if path.suffix.lower() != ".safetensors" and not is_zip(path):
+        with open(path, "rb") as file:
+            if file.read(1) != PICKLE_START:
+                raise UserError(f"{flag}: {path} is no network file, neither of safetensors nor of PyTorch")
         return None
     shapes = read_shapes(path, flag)
     kind = "adapter" if any(name.startswith(("lora_unet_", "lora_te")) for name in shapes) else kind_of_shapes(shapes)

@@ -8,18 +8,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 from library.files import write_bytes_whole
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pt or .ckpt network file; pickles are loaded weights-only."""
+    is_pickle = path.suffix.lower() != ".safetensors"
     try:
-        is_pickle = path.suffix.lower() != ".safetensors"
         weights = torch.load(path, "cpu", weights_only=True) if is_pickle else safetensors.torch.load_file(path)
     except Exception as error:  # damaged pickles fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or no network file: {reason}") from error
+        reason = "" if is_pickle else f": {first_line(error)}"  # torch's own would advise to switch safety off
+        raise UserError(f"{path} is damaged or no network file, or holds more than weights{reason}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} is no network file: it holds more than weights")
     return weights

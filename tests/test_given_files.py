@@ -70,3 +70,12 @@ def test_ranks_are_compared_where_the_file_and_the_flags_tell_one():
         UserError, match="ranks from 2 to 8, but --network_dim is 4; give block_dims or --dim_from_weights"
     ):
         check_ranks(weights | {"d.lora_down.weight": (2, 3)}, "net.safetensors", 4, {})
+
+
+@pytest.mark.parametrize("flag", ["--network_weights", "--base_weights"])
+def test_what_is_not_there_or_no_network_is_said_without_torch(flag, tmp_path):
+    with pytest.raises(UserError, match=rf"{flag}: there is no file .*none\.safetensors"):
+        check_network(str(tmp_path / "none.safetensors"), flag, None, True)
+    (tmp_path / "notes.txt").write_text("not a network", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{flag}: .*notes\.txt is no network file"):
+        check_network(str(tmp_path / "notes.txt"), flag, None, True)

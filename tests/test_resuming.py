@@ -196,7 +196,8 @@ def test_auto_takes_the_newest_whole_state(finished, tmp_path, caplog):
     (output / "other-step00000099-state").mkdir()
     assert newest_state(names) == output / "lora-state"
     assert "lora-step00000008-state is no whole state of a run: train_state.json is missing" in caplog.text
-    os.utime(output / "lora-step00000006-state" / "train_state.json", (1, 1))
+    for step in (3, 6):
+        os.utime(output / f"lora-step0000000{step}-state" / "train_state.json", (1, 1))
     for step in (6, 7):
         shutil.copytree(output / "lora-step00000006-state", output / f"lora-00000{step}-state")
         os.utime(output / f"lora-00000{step}-state" / "train_state.json", (step, step))
@@ -206,6 +207,11 @@ def test_auto_takes_the_newest_whole_state(finished, tmp_path, caplog):
         os.truncate(output / folder / name, (output / folder / name).stat().st_size - 10)
     (output / "lora-step00000006-state" / "model.safetensors").unlink()
     assert newest_state(names) == output / "lora-step00000003-state"
+    again = shutil.copytree(output / "lora-step00000003-state", output / "lora-step00000001-state")
+    facts = json.loads((again / "train_state.json").read_text(encoding="utf-8")) | {"current_step": 1}
+    (again / "train_state.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert newest_state(names) == again  # a run of the same name that was begun anew
+    shutil.rmtree(again)
     shutil.rmtree(output / "lora-step00000003-state")
     assert newest_state(names) is None
     assert newest_state(OutputNames(SavingOptions(output_dir=str(tmp_path / "none")))) is None

@@ -512,3 +512,16 @@ def test_a_preview_that_fails_for_want_of_a_gpu_s_memory_is_a_warning(
     train(arguments)
     assert "no previews at step 0, and training goes on: the GPU ran out of memory" in capsys.readouterr().err
     assert (tmp_path / "out" / NETWORK).is_file()
+
+
+def test_weights_that_the_file_s_format_cannot_hold_are_not_saved(tiny_file, pictures, tmp_path, capsys):
+    with pytest.raises(Diverged, match="try a lower --unet_lr"):
+        train(
+            tiny.arguments(
+                tiny_file, pictures, tmp_path / "out", learning_rate=None, unet_lr=1e20, network_train_unet_only=True,
+                save_precision="fp16", save_every_n_steps=1, max_skipped_steps=2,
+            )
+        )  # fmt: skip
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values()), path.name
+    assert "is not saved, and older files stay" in capsys.readouterr().err

@@ -636,7 +636,7 @@ class ConfigOptions(OptionGroup):
     dry_run: bool = option(
         False,
         "check everything, print what was found of dataset, steps and disks, run one step of the largest batch, print "
-        "its time and memory and what would save memory, and stop; nothing is written",
+        "its time and memory and what would save memory, and stop; nothing is saved but what is known of the pictures",
     )
 
     def check(self) -> list[str]:

@@ -10,6 +10,7 @@ from library.options.fields import Flag, OptionGroup, flags_of
 
 FORMAT = "athanor_run"  # a key that only records have; its value is the version of their form
 DRAWN = "drawn by the run"
+NOT_REPEATED = ("resume", "resume_from_huggingface")  # a run that is repeated begins at the beginning
 OUTPUTS = ("output_dir", "logging_dir", "console_log_file")
 
 
@@ -19,7 +20,7 @@ def recorded_options(options: OptionGroup, drawn: dict[str, Any]) -> dict[str, A
     What nobody gave stands apart from the rest, and is written because defaults may change one day. The keys of the
     tables are those of flags, so "options" has to be the last in its file: `read_config` takes a key's last line.
     """
-    flags = [flag for flag in flags_of(type(options)).values() if flag.name not in NEVER_WRITTEN]
+    flags = [flag for flag in flags_of(type(options)).values() if flag.name not in (*NEVER_WRITTEN, *NOT_REPEATED)]
     values = {flag.name: getattr(options, flag.name) for flag in flags if not flag.is_secret} | drawn
     written = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if v is not None}
     sources = {name: source for name, source in options.sources.items() if name in written}

@@ -37,7 +37,7 @@ from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OptimizerSpec, build_optimizer, check_optimizer_arguments
-from library.training.plan import StepPlan
+from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
     build_accelerator,
     check_compiler,
@@ -134,7 +134,9 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         family, network, optimizer, made.spec, made.groups, accelerator, options, metadata, checked.prompts, plan
     )
     if accelerator.is_main_process:
-        print(parts_table(made.parts), flush=True)
+        pairs = zip(made.groups, optimizer.param_groups, strict=True)  # a state's rates go before the options'
+        groups = [made_group | {"lr": group.get("initial_lr", group["lr"])} for made_group, group in pairs]
+        print(parts_table(trained_parts(network, groups) if resume else made.parts), flush=True)
     start_trackers(accelerator, options)
     if resume:
         recipe.files.remove_outdated(state)
@@ -153,6 +155,11 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Accelerator:
     """Device and processes, all of them seeded with the seed of the first."""
     accelerator = build_accelerator(options)
+    if accelerator.num_processes != num_processes():
+        raise UserError(
+            f"this run was launched in {num_processes()} processes, and accelerate finds no GPUs to share between "
+            "them: check nvidia-smi and that torch is no CPU build, or set ACCELERATE_USE_CPU=true to train on the CPU"
+        )
     check_compiler(options, accelerator.device)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)

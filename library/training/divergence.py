@@ -36,7 +36,7 @@ class SkippedSteps:
     """Says why steps were skipped, each reason once; Diverged after more than --max_skipped_steps in a row."""
 
     def __init__(self, options: TrainNetworkOptions, accelerator: Accelerator):
-        self.limit, self.accelerator = options.max_skipped_steps, accelerator
+        self.limit, self.accelerator, self.rate_flag = options.max_skipped_steps, accelerator, rate_flag(options)
         self.in_a_row = self.total = 0
         self.said: set[str] = set()
 
@@ -53,7 +53,7 @@ class SkippedSteps:
         if scaler is not None and all(gather_object([loss_is_finite])) and scaler.get_scale() >= 1:
             return
         causes = gather_object([cause_here()])
-        why = next(filter(None, causes), "try a lower --learning_rate")
+        why = next(filter(None, causes), f"try a lower {self.rate_flag}")
         self.in_a_row += 1
         self.total += 1
         if self.in_a_row > self.limit:
@@ -71,9 +71,15 @@ class SkippedSteps:
             logger.warning("%s skipped in this run, because the loss was no number", counted(self.total, "step"))
 
 
-def is_whole(network: nn.Module) -> bool:
-    """Whether all weights are numbers; others are not saved, as older files would be removed for them."""
-    return bool(torch.stack([weight.isfinite().all() for weight in network.parameters()]).all())
+def is_whole(network: nn.Module, dtype: torch.dtype | None = None) -> bool:
+    """Whether all weights are numbers in the format they are saved in; others are not saved, and older files stay."""
+    weights = [weight if dtype is None else weight.to(dtype) for weight in network.parameters()]
+    return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+
+
+def rate_flag(options: TrainNetworkOptions) -> str:
+    """The learning rate that counts most."""
+    return "--learning_rate" if options.unet_lr is None or options.network_train_text_encoder_only else "--unet_lr"
 
 
 def likely_cause(
@@ -81,12 +87,12 @@ def likely_cause(
 ) -> str | None:
     """Why the loss of these batches is no number, and what to do; None where nothing of them is at fault."""
     if not is_whole(network):
-        return "the network's weights are no numbers themselves; try a lower --learning_rate"
+        return f"the network's weights are no numbers themselves; try a lower {rate_flag(options)}"
     for batch in batches:
         if found := bad_latents(family, batch) or bad_text(batch):
             return found
     if options.mixed_precision == "fp16":
-        return "numbers grew too large for fp16; try --mixed_precision bf16, or a lower --learning_rate"
+        return "numbers grew too large for fp16; try --mixed_precision bf16, or a lower " + rate_flag(options)
     return None
 
 

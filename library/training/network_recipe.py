@@ -22,6 +22,7 @@ from library.training.divergence import is_whole, likely_cause
 from library.training.metadata import TrainingMetadata
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
+from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
 from library.training.randomness import BatchRandomness, TrainingRandomness
 from library.training.record import StepTimes
@@ -114,8 +115,11 @@ class NetworkRecipe:
 
     def keep(self, state: LoopState) -> None:
         """Save the network as a step's, where it has learned, is whole and not saved yet, as a run ends too early."""
-        if self.has_learned and self.files.saved_step != state.step and is_whole(self.network):
+        if self.has_learned and self.files.saved_step != state.step and self.can_be_saved():
             self.save(self.names.step(state.step), state, epoch=state.epoch - 1, with_state=False)
+
+    def can_be_saved(self) -> bool:
+        return is_whole(self.network, save_dtype(self.options.save_precision))
 
     def training_mode(self) -> None:
         if not self.network.training:  # it takes milliseconds, and is asked for before every batch
@@ -148,7 +152,7 @@ class NetworkRecipe:
 
     def saved(self, path: Path, state: LoopState, epoch: int) -> bool:
         """Save in the middle of training, which goes on where that is impossible; whether all was written."""
-        if not is_whole(self.network):
+        if not self.can_be_saved():
             logger.warning("%s is not saved, and older files stay: its weights would be no numbers", path.name)
             return False
         try:

@@ -45,13 +45,14 @@ def state_to_resume(options: TrainNetworkOptions) -> Path | None:
 
 
 def newest_state(names: OutputNames) -> Path | None:
-    """The whole state of this run with the most steps; of equally many, the one that was written last."""
+    """The whole state of this run that was written last; of equally old ones, that with the most steps."""
     found = []
     for folder in names.folder.iterdir() if names.folder.is_dir() else ():
         if names.is_state(folder.name) and folder.is_dir():
             try:
                 require_whole(folder)
-                found.append((read_facts(folder)["current_step"], (folder / STATE_FILE).stat().st_mtime, folder))
+                written = (folder / STATE_FILE).stat().st_mtime
+                found.append((written, read_facts(folder)["current_step"], folder))
             except UserError as error:
                 logger.warning("%s; it is left out", error)
     return max(found)[2] if found else None
