@@ -1,6 +1,5 @@
 """What is worth knowing of the captions of a dataset: tags, lengths, and captions that are empty or of no picture."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions, is_picture_name
 from library.dataset.findings import Finding, named
-from library.dataset.folder import CAPTION_EXTENSIONS, caption_names
+from library.dataset.folder import CAPTION_EXTENSIONS, as_compared, caption_names
 from library.dataset.picture_index import PictureIndex
 from library.dataset.scan import ScannedDataset
 from library.families.clip_vocabulary import CHUNK, token_counts
@@ -49,14 +48,14 @@ def orphans_of(subset: SubsetOptions, index: PictureIndex) -> list[str]:
     """The caption files of a folder that belong to no picture of it."""
     if subset.metadata_file:
         return []
-    names = index.folder(subset.image_dir).entries
+    names = index.folder(subset.image_dir).names
     pictures = list(filter(is_picture_name, names))
     orphans = []
     for extension in {subset.caption_extension, *CAPTION_EXTENSIONS}:
-        captions = {os.path.normcase(name): name for name in names if name.endswith(extension)}
+        captions = {as_compared(name): name for name in names if name.endswith(extension)}
         for picture in pictures if captions else []:
             for name in caption_names(picture, extension):
-                captions.pop(os.path.normcase(name), None)
+                captions.pop(as_compared(name), None)
         orphans += captions.values()
     return sorted(str(subset.image_dir / name) for name in orphans if not name.startswith("."))
 

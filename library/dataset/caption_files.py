@@ -2,7 +2,6 @@
 
 import codecs
 import os
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from library.texts import fits
@@ -48,14 +47,14 @@ def _candidates(content: bytes) -> tuple[str, ...]:
     return ("utf-8-sig",) if content.startswith(codecs.BOM_UTF8) else ("utf-8", "gbk")
 
 
-def as_neighbours(files: Mapping[str, CaptionFile]) -> dict[str, CaptionFile]:
+def as_neighbours(files: dict[str, CaptionFile]) -> dict[str, CaptionFile]:
     """The files of a folder, those in doubtful encodings read as the others are.
 
     A few Chinese characters in GBK, such as 猫, are by chance good UTF-8 of Cyrillic or Arabic letters: beside
     files that can only be GBK they are taken as GBK too.
     """
-    if all(file.encoding != "gbk" for file in files.values()):
-        return dict(files)
+    if "gbk" not in {file.encoding for file in files.values()}:
+        return files
     return {name: _as_gbk(file) if _is_gbk_by_chance_utf8(file) else file for name, file in files.items()}
 
 

@@ -25,6 +25,9 @@ for _plugin in ("pillow_avif", "pillow_jxl"):  # they register themselves with P
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the configured one is nowhere in a folder
 
 
+as_compared = os.path.normcase if os.name == "nt" else str  # on Windows a.TXT is a.txt
+
+
 @dataclass(frozen=True)
 class Folder:
     """The pictures of one subset and their captions."""
@@ -61,8 +64,8 @@ def read_folder(subset: SubsetOptions, index: PictureIndex) -> Folder:
 
 
 def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder) -> Folder:
-    pictures, notes = _pictures(subset, files.entries)
-    subset, caption_files, more_notes = _find_captions(subset, pictures, files.entries)
+    pictures, notes = _pictures(subset, files.names)
+    subset, caption_files, more_notes = _find_captions(subset, pictures, files.names)
     captions, yet_more_notes, problems = _read_captions(subset, caption_files, files, opened)
     masks, mask_problems = _find_masks(subset, pictures)
     sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
@@ -80,15 +83,17 @@ def _pictures(subset: SubsetOptions, names: Iterable[str]) -> tuple[list[str], l
     """The pictures among the files, and notes."""
     found = sorted(filter(is_picture_name, names))
     readable = tuple(filter(_pillow_reads, PICTURE_EXTENSIONS))
-    pictures = [name for name in found if name.lower().endswith(readable)]
+    left_out = [name for name in found if not name.lower().endswith(readable)]
+    pictures = [name for name in found if name.lower().endswith(readable)] if left_out else found
     notes = []
-    if left_out := sorted(set(found) - set(pictures)):
+    if left_out:
         listed = quoted_list(left_out, limit=3)
         notes.append(f"pictures in {subset.image_dir} that this Pillow cannot read are left out: {listed}")
     if not pictures:
         notes.append(f"there are no pictures in {subset.image_dir}")
-    stems = Counter(map(stem_of, pictures))
-    if doubled := [stem for stem, count in stems.items() if count > 1]:
+    stems = list(map(stem_of, pictures))
+    if len(set(stems)) < len(stems):
+        doubled = [stem for stem, count in Counter(stems).items() if count > 1]
         listed = quoted_list(doubled, limit=3)
         notes.append(f"pictures in {subset.image_dir} share caption and cache file, differing in extension: {listed}")
     return pictures, notes
@@ -132,12 +137,12 @@ def _find_captions(
 
 def _caption_files(pictures: list[str], names: Collection[str], extension: str) -> dict[str, str]:
     """Picture -> caption file, for those that have one."""
-    ending = os.path.normcase(extension)  # on Windows a.TXT is a.txt
-    files = {key: name for name in names if (key := os.path.normcase(name)).endswith(ending)}
+    ending = as_compared(extension)
+    files = {key: name for name in names if (key := as_compared(name)).endswith(ending)}
     found = {}
     for picture in pictures if files else []:
         for name in caption_names(picture, extension):
-            if file := files.get(os.path.normcase(name)):
+            if file := files.get(as_compared(name)):
                 found[picture] = file
                 break
     return found

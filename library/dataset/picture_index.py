@@ -39,33 +39,45 @@ class FolderIndex:
     def __init__(self, folder: Path):
         self.folder = folder
         with os.scandir(folder) as entries:
-            self.entries = {entry.name: entry for entry in entries if is_file(entry)}
+            self._unchecked = {entry.name: entry for entry in entries if is_file(entry)}
+        self.names = list(self._unchecked)
         self.pictures: dict[str, Decoded] = {}
         self.captions: dict[str, CaptionFile] = {}
         self.has_changed = False
         with suppress(*BROKEN):
-            if NAME not in self.entries:
-                return
-            self.pictures, self.captions = unpacked((folder / NAME).read_bytes())
+            if NAME in self._unchecked:
+                pictures, captions = unpacked((folder / NAME).read_bytes())
+                self.pictures = {name: row for name, row in pictures.items() if name in self._unchecked}
+                self.captions = {name: row for name, row in captions.items() if name in self._unchecked}
 
     def picture(self, name: str) -> Decoded | None:
         """What a picture turned out to be when it was last decoded; None where it is new, has changed or is gone."""
-        known, entry = self.pictures.get(name), self.entries.get(name)
-        try:
-            return known if known and entry and _is_same(known, entry) else None
-        except OSError:
-            return None
+        self._forget_if_changed(name, self.pictures)
+        return self.pictures.get(name)
 
     def caption(self, name: str, opened: OpenedFolder) -> CaptionFile | None:
         """A caption file, read where it is new or has changed; what `read_caption_file` raises."""
-        known = self.captions.get(name)
-        if known and _is_same(known, self.entries[name]):
+        self._forget_if_changed(name, self.captions)
+        if known := self.captions.get(name):
             return known
         file = opened.read(name, read_caption_file)
         if file and file.num_bytes <= MAX_TEXT_BYTES:
             self.captions[name] = file
             self.has_changed = True
         return file
+
+    def _forget_if_changed(self, name: str, known: dict[str, Decoded] | dict[str, CaptionFile]) -> None:
+        """Look at a file the first time that it is asked for, and let go of its status, which takes much memory."""
+        entry, found = self._unchecked.pop(name, None), known.get(name)
+        if entry is None or found is None:
+            return
+        try:
+            status = entry.stat()
+        except OSError:
+            del known[name]
+            return
+        if status.st_size != found.num_bytes or status.st_mtime_ns != found.mtime_ns:
+            del known[name]
 
     def note(self, name: str, decoded: Decoded) -> None:
         """Remember what a picture turned out to be."""
@@ -74,13 +86,11 @@ class FolderIndex:
             self.has_changed = True
 
     def write(self) -> None:
-        """Write what is new, and forget files that are gone."""
+        """Write what is known, where there is something new."""
         if not self.has_changed:
             return
-        pictures = {name: row for name, row in self.pictures.items() if name in self.entries}
-        captions = {name: row for name, row in self.captions.items() if name in self.entries}
         with suppress(OSError):
-            write_bytes_whole(self.folder / NAME, packed(pictures, captions), durable=False)
+            write_bytes_whole(self.folder / NAME, packed(self.pictures, self.captions), durable=False)
         self.has_changed = False
 
 
@@ -108,8 +118,7 @@ class PictureIndex:
 
     def note(self, file: str, decoded: Decoded) -> None:
         """Remember what a picture turned out to be."""
-        folder, name = os.path.split(file)
-        self.folder(Path(folder)).note(name, decoded)
+        self.folder(Path(file).parent).note(os.path.basename(file), decoded)
 
     def write(self) -> None:
         """Write the indexes that changed."""
@@ -117,9 +126,9 @@ class PictureIndex:
             folder.write()
 
     def _decoded(self, file: str) -> Decoded | None:
-        folder, name = os.path.split(file)
+        folder, _, name = file.rpartition(os.sep)
         try:
-            return (self._folders.get(folder) or self.folder(Path(folder))).picture(name)
+            return (self._folders.get(folder) or self.folder(Path(file).parent)).picture(name)
         except OSError:
             return None
 
@@ -176,8 +185,3 @@ def _split(text: str, count: int) -> list[str]:
     if len(parts) != count:
         raise ValueError("parts of the index do not fit")
     return parts
-
-
-def _is_same(known: Decoded | CaptionFile, entry: os.DirEntry) -> bool:
-    status = entry.stat()
-    return status.st_size == known.num_bytes and status.st_mtime_ns == known.mtime_ns

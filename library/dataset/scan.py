@@ -131,9 +131,9 @@ def _decoded(
     num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Decoded], list[str]]:
-    files = {record.file for record in records if not record.is_gone}
+    files = dict.fromkeys(record.file for record in records if not record.is_gone)
     known = index.known(files)
-    decoded, damaged = decode_pictures(files - known.keys(), num_threads, progress, index.note)
+    decoded, damaged = decode_pictures(files.keys() - known.keys(), num_threads, progress, index.note)
     return known | decoded, damaged
 
 
