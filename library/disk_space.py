@@ -130,16 +130,16 @@ def _cache_needs(
 ) -> list[DiskNeed]:
     if not (options.cache_latents_to_disk or writes_text(options, family)):
         return []
-    latents: dict[Path, dict[tuple, int]] = defaultdict(dict)
+    latents: dict[str, dict[tuple, int]] = defaultdict(dict)
     for record, choice in zip(scanned.records, choices, strict=True):
         subset, area = scanned.subsets[record.subset], prod(choice.bucket_wh)
         floats = area // 64 * 4 * (2 if subset.flip_aug else 1) + area * (subset.alpha_mask or bool(record.mask_path))
-        latents[record.path.parent][record.path, choice.bucket_wh] = 0 if record.is_gone else 4 * floats
+        latents[os.path.dirname(record.file)][record.file, choice.bucket_wh] = 0 if record.is_gone else 4 * floats
     chunks = (options.max_token_length or CHUNK) // CHUNK
     text = 4 * ((chunks * CHUNK + 2) * SDXL_TEXT_FLOATS + 1280)
     needs = []
     for folder, sizes in latents.items():
-        num_pictures = len({path for path, _ in sizes})
+        folder, num_pictures = Path(folder), len({file for file, _ in sizes})
         parts = {
             "latents": (len(sizes), sum(sizes.values()) if options.cache_latents_to_disk else 0),
             "text encoder outputs": (num_pictures, num_pictures * text if writes_text(options, family) else 0),

@@ -10,6 +10,7 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from library.dataset.dataset_config import read_dataset_config
 from library.dataset.images import load_image, resize_and_crop
 from library.dataset.info_cache import read_sizes
 from library.dataset.metadata_file import read_metadata_file
+from library.dataset.picture_index import BROKEN, PictureIndex, packed, unpacked
+from library.dataset.picture_index import NAME as INDEX_NAME
 from library.dataset.scan import scan, verify_pictures
 from library.errors import UserError
 from library.families.agreement import check_clip_skip, model_warnings
@@ -215,6 +218,37 @@ def read_picture(path: Path) -> None:
         assert pixels.shape == (choice.bucket_wh[1], choice.bucket_wh[0], 3)
 
 
+def _indexes() -> list[bytes]:
+    """Of the pictures that a test stands beside, two of them with captions."""
+    folder, index = Path("data"), PictureIndex()
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text(f"{name} 猫", encoding="utf-8")
+    records = scan([SubsetOptions(image_dir=folder, caption_extension=".txt")], index=index).records
+    verify_pictures(records, num_threads=1, index=index)
+    return [packed(index.folder(folder).pictures, index.folder(folder).captions)]
+
+
+def read_index(path: Path) -> None:
+    """What is read beside a damaged index is what is read without it."""
+    subset = SubsetOptions(image_dir=path.parent, caption_extension=".txt")
+    found = []
+    for index in (PictureIndex(), _without_memory(path.parent)):
+        records = scan([subset], index=index).records
+        found.append((records, verify_pictures(records, num_threads=1, index=index)))
+    assert found[0] == found[1]
+    with suppress(*BROKEN):
+        unpacked(path.read_bytes())
+        return
+    raise UserError("the index is ignored")
+
+
+def _without_memory(folder: Path) -> PictureIndex:
+    index = PictureIndex()
+    index.folder(folder).pictures.clear()
+    index.folder(folder).captions.clear()
+    return index
+
+
 def _latents() -> list[bytes]:
     arrays = {
         "latents": np.ones((4, 8, 8), np.float32),
@@ -383,6 +417,7 @@ KINDS = {
     "checkpoint in pickle": Kind("model.ckpt", _pickled_checkpoints, read_checkpoint),
     "model folder": Kind("model_index.json", _folder_configs, read_model_folder),
     "noted sizes": Kind("metadata_cache.json", _sizes, read_noted_sizes),
+    "index of pictures": Kind(f"data/{INDEX_NAME}", _indexes, read_index),
     "state": Kind(STATE_FILE, _states, read_resumed),
     "tracker configuration": Kind("trackers.toml", _trackers, read_trackers),
 }

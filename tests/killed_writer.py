@@ -20,9 +20,13 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils import tensorboard  # noqa: F401  for the tracker, so that no fork has to load it
 
+from library.dataset import picture_index
 from library.dataset.cache import CachedLatents, write_latents
+from library.dataset.caption_files import CaptionFile
 from library.dataset.info_cache import write_info
+from library.dataset.picture_files import Decoded
 from library.dataset.text_cache import KEYS, TextOrigin, write_text
+from library.files import write_bytes_whole
 from library.logs import start_logging
 from library.network_files import write_weights
 from library.options.config_file import write_config
@@ -89,7 +93,18 @@ def config(folder: Path, round_: int) -> None:
 
 
 def info(folder: Path, round_: int) -> None:
-    write_info(folder, [(folder / f"{number}.png", f"{round_}", (64, 64)) for number in range(2000)])
+    write_info(folder, [(str(folder / f"{number}.png"), f"{round_}", (64, 64)) for number in range(2000)])
+
+
+def index(folder: Path, round_: int) -> None:
+    picture = Decoded((64, 64), True, round_, round_, round_, 1, 1)
+    caption = CaptionFile(1, 1, "utf-8", f"{round_}" * 20)
+    names = [str(number) for number in range(2000)]
+    write_bytes_whole(
+        folder / picture_index.NAME,
+        picture_index.packed(dict.fromkeys(names, picture), dict.fromkeys(names, caption)),
+        durable=False,
+    )
 
 
 def logs() -> Callable[[Path, int], None]:
@@ -122,6 +137,7 @@ KINDS: dict[str, Callable[[], Callable[[Path, int], None]]] = {
     "pictures": lambda: pictures,
     "config": lambda: config,
     "info": lambda: info,
+    "index": lambda: index,
     "logs": logs,
     "curves": curves,
 }

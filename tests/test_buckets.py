@@ -37,7 +37,7 @@ def options(**changes):
 
 
 def record(size_wh=(64, 64), subset=0):
-    return ImageRecord(Path("x.png"), size_wh, "", False, subset)
+    return ImageRecord("x.png", size_wh, "", False, subset)
 
 
 @pytest.mark.parametrize("name", GOLDEN["bucket_lists"])

@@ -381,12 +381,12 @@ def sizes(**more: object) -> TrainNetworkOptions:
 
 
 def test_a_line_of_pixels_is_not_enlarged_to_gigabytes():
-    record = ImageRecord(Path("line.png"), (1, 20_000), "", True, 0)
+    record = ImageRecord("line.png", (1, 20_000), "", True, 0)
     assert "line.png" in refusal(choose_buckets, [record], bucket_settings(sizes()))
 
 
 def test_repeats_that_no_memory_holds_are_a_sentence():
-    record = ImageRecord(Path("a.png"), (64, 64), "", True, 0)
+    record = ImageRecord("a.png", (64, 64), "", True, 0)
     assert "there may be" in refusal(registered_repeats, [record], [SubsetOptions(image_dir=None, num_repeats=10**12)])
 
 

@@ -139,6 +139,14 @@ def check_info(folder: Path) -> None:
         assert len(noted) == 2000 and len({entry["caption"] for entry in noted.values()}) == 1
 
 
+def check_index(folder: Path) -> None:
+    for path in folder.glob(picture_index.NAME):
+        pictures, captions = picture_index.unpacked(path.read_bytes())
+        assert len(pictures) == len(captions) == 2000
+        found = round_of([picture.content for picture in pictures.values()])
+        assert {caption.text for caption in captions.values()} == {f"{found}" * 20}
+
+
 def check_logs(folder: Path) -> None:
     """A log grows as it is written, so that its last line may lack its end."""
     for path in seen(folder, "*.log"):
@@ -163,6 +171,7 @@ CHECKS = {
     "pictures": check_pictures,
     "config": check_config,
     "info": check_info,
+    "index": check_index,
     "logs": check_logs,
     "curves": check_curves,
 }
@@ -172,7 +181,7 @@ def go_on(kind: str, folder: Path) -> None:
     """What holds after a kill, and after the next start has cleared up."""
     CHECKS[kind](folder)
     remove_leftovers([folder, folder / "sample"])
-    assert not list(folder.rglob(".*"))
+    assert {path.name for path in folder.rglob(".*")} <= {picture_index.NAME}
     CHECKS[kind](folder)
 
 

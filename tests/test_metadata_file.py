@@ -184,8 +184,8 @@ def test_latents_stand_in_for_a_picture_that_is_gone_only_where_they_are_used(tm
         ("b.png", (640, 480), True),
         ("c.png", (128, 64), True),
     ]
-    assert [(path, found.size_wh) for path, found in verify_pictures(records).items()] == [
-        (tmp_path / "a.png", (48, 32))
+    assert [(file, found.size_wh) for file, found in verify_pictures(records).items()] == [
+        (str(tmp_path / "a.png"), (48, 32))
     ]
     without = scanned(tmp_path, file)
     assert [record.path.name for record in without.records] == ["a.png"]

@@ -135,7 +135,7 @@ def test_a_broken_index_is_ignored_and_written_anew(folder, opened, change):
 def test_index_with_a_size_of_zero_is_broken(folder):
     pictures, captions = unpacked((folder / NAME).read_bytes())
     pictures["a.png"] = pictures["a.png"]._replace(size_wh=(0, 5))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="without a size"):
         unpacked(packed(pictures, captions))
 
 
@@ -149,7 +149,7 @@ def test_index_reads_as_it_was_written(folder, num_pictures, num_captions):
 
 def test_a_folder_that_cannot_be_written_goes_without(folder, monkeypatch):
     (folder / NAME).unlink()
-    monkeypatch.setattr(picture_index, "written_whole", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    monkeypatch.setattr(picture_index, "write_bytes_whole", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
     assert len(start(folder).records) == 3
     assert not (folder / NAME).exists()
 

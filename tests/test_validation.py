@@ -34,7 +34,7 @@ SPEC = DatasetSpec(
 
 
 def records(count: int, subset: int = 0) -> list[ImageRecord]:
-    return [ImageRecord(Path(f"{i:02d}.png"), (64, 64), "", True, subset) for i in range(count)]
+    return [ImageRecord(f"{i:02d}.png", (64, 64), "", True, subset) for i in range(count)]
 
 
 def names(found: list[ImageRecord]) -> list[str]:

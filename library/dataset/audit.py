@@ -8,6 +8,7 @@ from typing import Any
 
 from library.dataset.buckets import BucketChoice
 from library.dataset.caption_audit import caption_findings, orphans_of, tags_of
+from library.dataset.collecting import collector_paused
 from library.dataset.config import Size
 from library.dataset.findings import Finding, named
 from library.dataset.likeness import Groups, like_pictures, same_pictures
@@ -48,11 +49,12 @@ class Audit:
         return [finding.sentence for finding in self.findings if finding.matters]
 
 
+@collector_paused()
 def audit_of(
     options: Any,
     scanned: ScannedDataset,
     choices: Sequence[BucketChoice],
-    decoded: Mapping[Path, Decoded],
+    decoded: Mapping[str, Decoded],
     index: PictureIndex,
 ) -> Audit:
     """Look through a dataset that was scanned and decoded; `index` knows what else is in its folders."""
@@ -61,11 +63,11 @@ def audit_of(
         *_size_findings(scanned, choices),
         _finding_of_groups(same_pictures(decoded), "the same bytes as others"),
         _finding_of_groups(like_pictures(decoded), "nearly the same look as others"),
-        *caption_findings(options, scanned, sorted({path for paths in orphans.values() for path in paths})),
+        *caption_findings(options, scanned, sorted({file for files in orphans.values() for file in files})),
     ]
     return Audit(
         subsets=[_subset_audit(scanned, number, len(orphans[number])) for number in orphans],
-        sizes=Counter({record.path: record.size_wh for record in scanned.records}.values()),
+        sizes=Counter({record.file: record.size_wh for record in scanned.records}.values()),
         tags=tags_of(scanned),
         findings=[finding for finding in found if finding.items],
     )
@@ -94,17 +96,17 @@ def _size_findings(scanned: ScannedDataset, choices: Sequence[BucketChoice]) -> 
     return [
         Finding(
             f"smaller than the size they are trained at, and enlarged, the smallest {largest:.1f} times",
-            [f"{named(path)} {factor:.1f} times" for path, factor in enlarged.items()],
+            [f"{named(file)} {factor:.1f} times" for file, factor in enlarged.items()],
             matters=largest >= ENLARGED_MUCH,
         ),
         Finding(
             "smaller than the resolution, and trained at their own size (bucket_no_upscale)",
-            [named(path) for path in small],
+            [named(file) for file in small],
             matters=False,
         ),
         Finding(
             f"of a shape that fits no bucket: more than {CUT_MUCH:.0%} of them is cut off",
-            [f"{named(path)} {share:.0%}" for path, share in cut.items()],
+            [f"{named(file)} {share:.0%}" for file, share in cut.items()],
         ),
     ]
 
@@ -114,11 +116,11 @@ def _is_kept_small(scanned: ScannedDataset, record: ImageRecord) -> bool:
     return spec.enable_bucket and spec.bucket_no_upscale and _area(record.size_wh) < _area(resolution_wh(spec))
 
 
-def _worst(measured: Iterable[tuple[ImageRecord, float]]) -> dict[Path, float]:
+def _worst(measured: Iterable[tuple[ImageRecord, float]]) -> dict[str, float]:
     """Picture -> the largest of its measures, the largest first."""
-    largest: dict[Path, float] = {}
+    largest: dict[str, float] = {}
     for record, measure in measured:
-        largest[record.path] = max(measure, largest.get(record.path, measure))
+        largest[record.file] = max(measure, largest.get(record.file, measure))
     return dict(sorted(largest.items(), key=lambda item: (-item[1], item[0])))
 
 

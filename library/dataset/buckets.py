@@ -100,10 +100,13 @@ def choose_bucket(image_wh: Size, resolutions: list[Size], max_wh: Size, step: i
 
 def choose_buckets(records: Sequence[ImageRecord], settings: BucketSettings) -> list[BucketChoice]:
     """The bucket of every picture; without bucketing all get the resolution itself."""
-    choices = [
-        choose_bucket(r.size_wh, settings.resolutions, settings.resolution_wh, settings.step, settings.no_upscale)
-        for r in records
-    ]
+    choice_of = {
+        size_wh: choose_bucket(
+            size_wh, settings.resolutions, settings.resolution_wh, settings.step, settings.no_upscale
+        )
+        for size_wh in {record.size_wh for record in records}
+    }
+    choices = [choice_of[record.size_wh] for record in records]
     if too_long := [str(r.path) for r, choice in zip(records, choices, strict=True) if _area(choice) > MAX_PIXELS]:
         raise UserError(
             f"pictures that are too narrow to be cropped to a bucket, as they would be enlarged to more than "

@@ -1,17 +1,16 @@
 """What is worth knowing of the captions of a dataset: tags, lengths, and captions that are empty or of no picture."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from itertools import chain
 from random import Random
 from typing import Any
 
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions, is_picture_name
 from library.dataset.findings import Finding, named
-from library.dataset.folder import CAPTION_EXTENSIONS, caption_names
+from library.dataset.folder import CAPTION_EXTENSIONS, as_compared, caption_names
 from library.dataset.picture_index import PictureIndex
 from library.dataset.scan import ScannedDataset
 from library.families.clip_vocabulary import CHUNK, token_counts
@@ -27,64 +26,65 @@ NOTHING_CHANGED = dict(
 )
 
 
-def caption_findings(options: Any, scanned: ScannedDataset, orphans: list[Path]) -> list[Finding]:
+def caption_findings(options: Any, scanned: ScannedDataset, orphans: list[str]) -> list[Finding]:
     """Captions that are empty, of no picture, or longer than the text encoders see."""
-    empty = sorted({record.path for record in scanned.records if record.caption_found and not record.caption})
+    empty = sorted({record.file for record in scanned.records if record.caption_found and not record.caption})
     limit = options.max_token_length or CHUNK
     lengths = _lengths(scanned, options.weighted_captions)
-    too_long = sorted(((-length, path) for path, length in lengths.items() if length > limit))
+    too_long = sorted(((-length, file) for file, length in lengths.items() if length > limit))
     advice = "" if limit == 3 * CHUNK else f"; --max_token_length {limit + CHUNK} takes more"
     return [
-        Finding("with an empty caption file", [named(path) for path in empty], matters=False),  # a note of the scan
-        Finding("of no picture", [named(path) for path in orphans], noun="caption file"),
+        Finding("with an empty caption file", [named(file) for file in empty], matters=False),  # a note of the scan
+        Finding("of no picture", [named(file) for file in orphans], noun="caption file"),
         Finding(
             f"longer than {limit} tokens, and the rest is not seen{advice}",
-            [f"{named(path)} {-length} tokens" for length, path in too_long],
+            [f"{named(file)} {-length} tokens" for length, file in too_long],
             noun="caption",
         ),
     ]
 
 
-def orphans_of(subset: SubsetOptions, index: PictureIndex) -> list[Path]:
+def orphans_of(subset: SubsetOptions, index: PictureIndex) -> list[str]:
     """The caption files of a folder that belong to no picture of it."""
     if subset.metadata_file:
         return []
-    names = index.folder(subset.image_dir).entries
-    pictures = [name for name in names if is_picture_name(name)]
+    names = index.folder(subset.image_dir).names
+    pictures = list(filter(is_picture_name, names))
     orphans = []
     for extension in {subset.caption_extension, *CAPTION_EXTENSIONS}:
-        captions = {os.path.normcase(name): name for name in names if name.endswith(extension)}
+        captions = {as_compared(name): name for name in names if name.endswith(extension)}
         for picture in pictures if captions else []:
             for name in caption_names(picture, extension):
-                captions.pop(os.path.normcase(name), None)
+                captions.pop(as_compared(name), None)
         orphans += captions.values()
-    return sorted(subset.image_dir / name for name in orphans if not name.startswith("."))
+    return sorted(str(subset.image_dir / name) for name in orphans if not name.startswith("."))
 
 
 def tags_of(scanned: ScannedDataset) -> Counter[str]:
     """In how many captions of training pictures each tag is."""
-    subsets, tags = scanned.subsets, Counter()
-    captions = {r.path: (r.caption, subsets[r.subset]) for r in scanned.records if not subsets[r.subset].is_reg}
-    for caption, subset in captions.values():
-        tags.update({tag for part in caption.split(subset.caption_separator) if (tag := part.strip())})
+    subsets = scanned.subsets
+    captions = {r.file: (r.caption, r.subset) for r in scanned.records if not subsets[r.subset].is_reg}
+    parts = (caption.split(subsets[subset].caption_separator) for caption, subset in captions.values())
+    tags = Counter(chain.from_iterable(set(map(str.strip, tags)) for tags in parts))
+    del tags[""]
     return tags
 
 
-def _lengths(scanned: ScannedDataset, weighted: bool) -> dict[Path, int]:
+def _lengths(scanned: ScannedDataset, weighted: bool) -> dict[str, int]:
     """Picture -> tokens of the longest caption that a step may see of it."""
     seen = list(_seen(scanned))
     counts = token_counts({text for _, text in seen}, weighted)
-    lengths: dict[Path, int] = {}
-    for path, text in seen:
-        lengths[path] = max(counts[text], lengths.get(path, 0))
+    lengths: dict[str, int] = {}
+    for file, text in seen:
+        lengths[file] = max(counts[text], lengths.get(file, 0))
     return lengths
 
 
-def _seen(scanned: ScannedDataset) -> Iterator[tuple[Path, str]]:
+def _seen(scanned: ScannedDataset) -> Iterator[tuple[str, str]]:
     """Pictures with their captions in full; of choices {a|b} all are counted."""
     unused = Random(0)
     whole = [replace(subset, **NOTHING_CHANGED) for subset in scanned.subsets]
     for record in scanned.records:
         for line in record.caption.split("\n"):
             caption = process_caption(line, whole[record.subset], step=0, epoch=1, max_train_steps=1, rng=unused)
-            yield record.path, caption.replace(scanned.subsets[record.subset].keep_tokens_separator or "\0", ", ")
+            yield record.file, caption.replace(scanned.subsets[record.subset].keep_tokens_separator or "\0", ", ")

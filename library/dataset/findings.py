@@ -1,7 +1,7 @@
 """One thing that was found of several pictures, as a sentence says it."""
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from library.errors import counted, quoted_list
 
@@ -24,6 +24,7 @@ class Finding:
         return f"{counted(len(self.items), self.noun)} {verb} {self.what} ({quoted_list(self.items, limit=3)})"
 
 
-def named(path: Path) -> str:
+def named(file: str) -> str:
     """A file with its folder, which is enough to find it by."""
-    return f"{path.parent.name}/{path.name}"
+    folder, name = os.path.split(file)
+    return f"{os.path.basename(folder)}/{name}"

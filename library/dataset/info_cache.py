@@ -29,11 +29,11 @@ def read_sizes(folder: Path) -> tuple[dict[str, Size], list[str]]:
         return {}, [f"{path} is damaged and made anew: {error!r}"]
 
 
-def write_info(folder: Path, pictures: Iterable[tuple[Path, str, Size]]) -> list[str]:
+def write_info(folder: Path, pictures: Iterable[tuple[str, str, Size]]) -> list[str]:
     """Note caption and size of a folder's pictures, where they are not noted yet; a note where that is impossible."""
     path = folder / NAME
     remove_leftovers([folder])
-    text = json.dumps({str(picture): {"caption": c, "resolution": list(s)} for picture, c, s in pictures}, indent=1)
+    text = json.dumps({picture: {"caption": c, "resolution": list(s)} for picture, c, s in pictures}, indent=1)
     try:
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text_whole(path, text)

@@ -1,9 +1,8 @@
 """Pictures that are there more than once: the same bytes, or the same look."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import combinations
-from pathlib import Path
 
 from library.dataset.picture_files import Decoded
 
@@ -14,27 +13,26 @@ MIN_BITS_SET = 5  # pictures with hardly an edge look alike without being so
 MAX_NEIGHBOURS = 16  # of the looks that share two bands, how many each is compared with
 
 Look = tuple[int, int]  # as by picture_files.look_of
-Groups = list[list[Path]]  # sorted, each of two pictures or more
+Groups = list[list[str]]  # sorted, each of two pictures or more
 
 
-def same_pictures(decoded: Mapping[Path, Decoded]) -> Groups:
+def same_pictures(decoded: Mapping[str, Decoded]) -> Groups:
     """Groups of files with the same bytes."""
-    return _groups((path, (picture.content, picture.num_bytes)) for path, picture in decoded.items())
+    return _groups((file, (picture.content, picture.num_bytes)) for file, picture in decoded.items())
 
 
-def like_pictures(decoded: Mapping[Path, Decoded]) -> Groups:
+def like_pictures(decoded: Mapping[str, Decoded]) -> Groups:
     """Groups of pictures whose looks differ in few bits, without those that only have the same bytes.
 
     Each look is put into the ten combinations of two of its five bands (W. Manku et al., "Detecting near-duplicates
     for web crawling", 2007, section 3), and compared with its next neighbours there: time grows with the number of
     pictures, not with its square. Where very many pictures look nearly alike, some pairs are not found.
     """
-    in_order = sorted(decoded, key=str, reverse=True)
-    first_of = {(decoded[path].content, decoded[path].num_bytes): path for path in in_order}
-    looks = {path: (decoded[path].look, decoded[path].colour) for path in first_of.values()}
-    looks = {path: look for path, look in looks.items() if MIN_BITS_SET <= look[0].bit_count() <= 64 - MIN_BITS_SET}
+    first_of = {(decoded[file].content, decoded[file].num_bytes): file for file in sorted(decoded, reverse=True)}
+    looks = {file: (decoded[file].look, decoded[file].colour) for file in first_of.values()}
+    looks = {file: look for file, look in looks.items() if MIN_BITS_SET <= look[0].bit_count() <= 64 - MIN_BITS_SET}
     root_of = _joined(sorted(set(looks.values())))
-    return _groups((path, root_of(look)) for path, look in looks.items())
+    return _groups((file, root_of(look)) for file, look in looks.items())
 
 
 def are_alike(one: Look, other: Look) -> bool:
@@ -44,10 +42,10 @@ def are_alike(one: Look, other: Look) -> bool:
     return all(abs((one[1] >> shift & 255) - (other[1] >> shift & 255)) <= MAX_COLOUR for shift in (0, 8, 16))
 
 
-def _groups(keys: Iterable[tuple[Path, Hashable]]) -> Groups:
-    groups: dict[Hashable, list[Path]] = defaultdict(list)
-    for path, key in keys:
-        groups[key].append(path)
+def _groups(keys: Iterable[tuple[str, Hashable]]) -> Groups:
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for file, key in keys:
+        groups[key].append(file)
     return sorted(sorted(group) for group in groups.values() if len(group) > 1)
 
 
@@ -71,16 +69,12 @@ def _joined(looks: list[Look]) -> Callable[[Look], Look]:
 
 def _sharing(looks: list[Look], mask: int) -> Iterable[list[Look]]:
     """Looks whose hashes are equal in the bits of a mask, where there are two or more."""
-    firsts: dict[int, Look] = {}
-    groups: dict[int, list[Look]] = {}
-    for look in looks:
-        key = look[0] & mask
-        if key not in firsts:
-            firsts[key] = look
-        elif key in groups:
+    keys = [look & mask for look, _ in looks]
+    shared = {key for key, count in Counter(keys).items() if count > 1}
+    groups: dict[int, list[Look]] = defaultdict(list)
+    for key, look in zip(keys, looks, strict=True):
+        if key in shared:
             groups[key].append(look)
-        else:
-            groups[key] = [firsts[key], look]
     return groups.values()
 
 

@@ -12,6 +12,8 @@ from typing import BinaryIO, NamedTuple
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from library.dataset.config import Size
+from library.dataset.opened_folder import READING
+from library.dataset.picture_headers import size_in_header
 
 LOOK_WH = (72, 72)  # size at which a picture is turned upright for its look; a multiple of 9 and of 8
 LOOK_MARGIN = 2  # of 255
@@ -32,7 +34,7 @@ class Decoded(NamedTuple):
     mtime_ns: int
 
 
-def open_picture(path: Path | BinaryIO) -> Image.Image:
+def open_picture(path: str | Path | BinaryIO) -> Image.Image:
     """A picture whose format is one of FORMATS, whatever its name says: Pillow would run Ghostscript for others."""
     return Image.open(path, formats=_formats())
 
@@ -52,10 +54,25 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def upright_size(path: Path) -> Size:
+def upright_size(file: str) -> Size:
     """A picture's size as it is seen, from its header."""
-    with open_picture(path) as image:
+    handle = os.open(file, READING)
+    try:
+        size_wh = plain_size(handle)
+    finally:
+        os.close(handle)
+    if size_wh:
+        return size_wh
+    with open_picture(file) as image:
         return _upright(image)
+
+
+def plain_size(handle: int) -> Size | None:
+    """The size upright of a picture just opened by os.open, where its header is plain and Pillow would take it."""
+    size_wh = size_in_header(handle)
+    if size_wh and Image.MAX_IMAGE_PIXELS and size_wh[0] * size_wh[1] > Image.MAX_IMAGE_PIXELS:
+        return None
+    return size_wh
 
 
 def _upright(image: Image.Image) -> Size:
@@ -64,31 +81,31 @@ def _upright(image: Image.Image) -> Size:
 
 
 def decode_pictures(
-    paths: Iterable[Path],
+    files: Iterable[str],
     num_threads: int | None = None,
     progress: Progress | None = None,
-    note: Callable[[Path, Decoded], None] | None = None,
-) -> tuple[dict[Path, Decoded], list[str]]:
-    """What each picture turned out to be, and paths, with reasons, of those that do not decode.
+    note: Callable[[str, Decoded], None] | None = None,
+) -> tuple[dict[str, Decoded], list[str]]:
+    """What each picture turned out to be, and names, with reasons, of those that do not decode.
 
     `note` is told of each picture as soon as it is known.
     """
-    paths = sorted(set(paths))
+    files = sorted(set(files))
     decoded, damaged = {}, []
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, result) in enumerate(zip(paths, pool.map(_decoded_or_damage, paths), strict=True), start=1):
+        for done, (file, result) in enumerate(zip(files, pool.map(_decoded_or_damage, files), strict=True), start=1):
             if isinstance(result, str):
-                damaged.append(f"{path} ({result})")
+                damaged.append(f"{file} ({result})")
             else:
-                decoded[path] = result
+                decoded[file] = result
                 if note:
-                    note(path, result)
+                    note(file, result)
             if progress:
-                progress(done, len(paths))
+                progress(done, len(files))
     return decoded, damaged
 
 
-def _decoded_or_damage(path: Path) -> Decoded | str:
+def _decoded_or_damage(path: str) -> Decoded | str:
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
@@ -134,14 +151,14 @@ def _is_opaque(image: Image.Image) -> bool:
     return alpha.getextrema() == (255, 255)
 
 
-def unreadable_reason(path: Path, error: Exception) -> str:
+def unreadable_reason(path: str | Path, error: Exception) -> str:
     """Why a picture could not be opened or decoded, in a few words."""
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels; make it smaller"
     if isinstance(error, FileNotFoundError):
         return "the file is not there any more"
     with suppress(OSError):
-        if path.stat().st_size == 0:
+        if os.stat(path).st_size == 0:
             return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow knows"

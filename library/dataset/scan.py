@@ -1,13 +1,14 @@
 """From folders to records: every picture's size and caption, found and checked without decoding a pixel."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from library.dataset.captions import takes_tags_apart
+from library.dataset.collecting import collector_paused
 from library.dataset.config import DatasetSpec, Size, SubsetOptions, spec_from_flags
 from library.dataset.dataset_config import read_dataset_config
 from library.dataset.faces import face_of
@@ -21,17 +22,20 @@ from library.dataset.repeat_folders import folder_notes, subsets_from_folders
 from library.errors import UserError, counted, quoted_list
 
 
-@dataclass(frozen=True)
-class ImageRecord:
+class ImageRecord(NamedTuple):
     """One picture of the dataset."""
 
-    path: Path
+    file: str  # its path; a Path of each takes longer than all else of a second start
     size_wh: tuple[int, int]  # pixels, upright as training sees it
     caption: str
     caption_found: bool
     subset: int  # index into ScannedDataset.subsets
     mask_path: Path | None = None  # a picture whose red channel weighs the loss
     is_gone: bool = False  # only its latents are on disk
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
 
 @dataclass
@@ -62,6 +66,7 @@ def scan_dataset(options: Any, progress: Progress | None = None, index: PictureI
     return replace(scanned, notes=notes)
 
 
+@collector_paused()
 def scan(
     subsets: list[SubsetOptions],
     progress: Progress | None = None,
@@ -82,12 +87,8 @@ def scan(
     records: list[ImageRecord] = []
     unreadable: list[str] = []
     for number, folder in enumerate(folders):
-        for name in folder.pictures:
-            try:
-                records.append(_record(folder, number, name, index))
-            except Exception as error:  # Pillow's readers raise many kinds on damaged files
-                path = folder.path(name)
-                unreadable.append(f"{path} ({unreadable_reason(path, error)})")
+        for record in _records(folder, number, index, unreadable):
+            records.append(record)
             if progress:
                 progress(len(records) + len(unreadable), num_pictures)
     if unreadable:  # say at once what else is damaged
@@ -113,7 +114,7 @@ def verify_pictures(
     num_threads: int | None = None,
     progress: Progress | None = None,
     index: PictureIndex | None = None,
-) -> dict[Path, Decoded]:
+) -> dict[str, Decoded]:
     """Decode every picture that `index` does not know, note it there, and return what all of them are.
 
     All that are damaged are named in one UserError.
@@ -129,31 +130,27 @@ def _decoded(
     index: PictureIndex,
     num_threads: int | None = None,
     progress: Progress | None = None,
-) -> tuple[dict[Path, Decoded], list[str]]:
-    paths = paths_of(records)
-    known = index.known(paths)
-    decoded, damaged = decode_pictures(paths - known.keys(), num_threads, progress, index.note)
+) -> tuple[dict[str, Decoded], list[str]]:
+    files = dict.fromkeys(record.file for record in records if not record.is_gone)
+    known = index.known(files)
+    decoded, damaged = decode_pictures(files.keys() - known.keys(), num_threads, progress, index.note)
     return known | decoded, damaged
 
 
-def paths_of(records: Iterable[ImageRecord]) -> set[Path]:
-    """The pictures that are there."""
-    return {record.path for record in records if not record.is_gone}
-
-
-def as_decoded(scanned: ScannedDataset, decoded: dict[Path, Decoded]) -> ScannedDataset:
+def as_decoded(scanned: ScannedDataset, decoded: dict[str, Decoded]) -> ScannedDataset:
     """The dataset with its pictures as they were decoded: their sizes, and notes on what had not been known of them."""
-    scanned = _with_sizes(scanned, {path: picture.size_wh for path, picture in decoded.items()})
-    opaque = {path for path, picture in decoded.items() if picture.is_opaque}
+    scanned = _with_sizes(scanned, decoded)
+    opaque = {file for file, picture in decoded.items() if picture.is_opaque}
     return replace(scanned, notes=scanned.notes + _opacity_notes(scanned, opaque))
 
 
-def _with_sizes(scanned: ScannedDataset, sizes: dict[Path, Size]) -> ScannedDataset:
-    wrong = [r for r in scanned.records if sizes.get(r.path, r.size_wh) != r.size_wh]
-    if not wrong:
+def _with_sizes(scanned: ScannedDataset, decoded: dict[str, Decoded]) -> ScannedDataset:
+    right = {r.file: d.size_wh for r in scanned.records if (d := decoded.get(r.file)) and d.size_wh != r.size_wh}
+    if not right:
         return scanned
-    listed = quoted_list([f"{r.path}: {_by(sizes[r.path])}, not {_by(r.size_wh)}" for r in wrong], limit=3)
-    records = [replace(r, size_wh=sizes.get(r.path, r.size_wh)) for r in scanned.records]
+    wrong = [r for r in scanned.records if r.file in right]
+    listed = quoted_list([f"{r.file}: {_by(right[r.file])}, not {_by(r.size_wh)}" for r in wrong], limit=3)
+    records = [r._replace(size_wh=right.get(r.file, r.size_wh)) for r in scanned.records]
     notes = [*scanned.notes, f"wrong sizes noted for {counted(len(wrong), 'picture')} are put right ({listed})"]
     return replace(scanned, records=records, notes=notes)
 
@@ -163,7 +160,7 @@ def write_info_caches(scanned: ScannedDataset) -> list[str]:
     notes = []
     for index, subset in enumerate(scanned.subsets):
         if subset.cache_info:
-            mine = [(r.path, r.caption, r.size_wh) for r in scanned.records if r.subset == index]
+            mine = [(r.file, r.caption, r.size_wh) for r in scanned.records if r.subset == index]
             notes += write_info(subset.image_dir, mine)
     return notes
 
@@ -201,12 +198,12 @@ def _mask_notes(subsets: list[SubsetOptions]) -> list[str]:
     ]
 
 
-def _opacity_notes(scanned: ScannedDataset, opaque: set[Path]) -> list[str]:
+def _opacity_notes(scanned: ScannedDataset, opaque: set[str]) -> list[str]:
     """A sentence for each subset that takes masks from transparency and has pictures without any."""
     notes = []
     for index, subset in enumerate(scanned.subsets):
         mine = [record for record in scanned.records if record.subset == index]
-        num_opaque = sum(record.path in opaque for record in mine)
+        num_opaque = sum(record.file in opaque for record in mine)
         if subset.alpha_mask and not subset.conditioning_data_dir and num_opaque:
             total = counted(len(mine), "picture")
             part = f"{num_opaque} of {total} of {subset.source}"
@@ -258,17 +255,25 @@ def _dirs(scanned: ScannedDataset, is_reg: bool) -> dict[str, dict[str, int]]:
     return dirs
 
 
-def _record(folder: Folder, subset: int, name: str, index: PictureIndex) -> ImageRecord:
-    path, caption = folder.path(name), folder.captions.get(name)
-    return ImageRecord(
-        path=path,
-        size_wh=folder.sizes.get(name) or index.size_of(path) or upright_size(path),
-        caption=(folder.subset.class_tokens or "") if caption is None else caption,
-        caption_found=caption is not None,
-        subset=subset,
-        mask_path=folder.masks.get(name),
-        is_gone=name in folder.gone,
-    )
+def _records(folder: Folder, subset: int, index: PictureIndex, unreadable: list[str]) -> Iterator[ImageRecord]:
+    """The records of a folder; pictures without one, with reasons, are added to `unreadable`."""
+    fallback = folder.subset.class_tokens or ""
+    for name, file in folder.files():
+        try:
+            size_wh = folder.sizes.get(name) or index.size_of(file) or upright_size(file)
+        except Exception as error:  # Pillow's readers raise many kinds on damaged files
+            unreadable.append(f"{file} ({unreadable_reason(file, error)})")
+            continue
+        caption = folder.captions.get(name)
+        yield ImageRecord(
+            file,
+            size_wh,
+            fallback if caption is None else caption,
+            caption is not None,
+            subset,
+            folder.masks.get(name),
+            name in folder.gone,
+        )
 
 
 def _by(size_wh: Size) -> str:

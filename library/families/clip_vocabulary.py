@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -10,6 +11,8 @@ from library.families.prompt_weights import parse_weights
 
 MERGES_PATH = Path(__file__).parent / "assets" / "clip" / "merges.txt"
 CHUNK = 75  # tokens of content in one pass of the encoder; BOS and EOS make 77
+CAPTIONS_AT_ONCE = 10_000  # whose words are in memory together
+DIGITS_TO_ZERO = str.maketrans("123456789", "0" * 9)
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # as CLIP's own
 
 
@@ -35,11 +38,27 @@ def token_counts(captions: Iterable[str], weighted: bool = False) -> dict[str, i
 
     No token reaches over a space, so that every distinct word is looked up once.
     """
-    texts = {text: [piece for piece, _ in parse_weights(text)] if weighted else [text] for text in captions}
-    words = sorted({word for pieces in texts.values() for piece in pieces for word in piece.split()})
-    encodings = _counting_tokenizer().encode_batch_fast(words, add_special_tokens=False) if words else []
-    lengths = {word: len(encoding) for word, encoding in zip(words, encodings, strict=True)}
-    return {text: sum(lengths[word] for piece in pieces for word in piece.split()) for text, pieces in texts.items()}
+    lengths: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    remaining = iter(captions)
+    while texts := list(islice(remaining, CAPTIONS_AT_ONCE)):
+        words_of = {text: _words(text, weighted) for text in texts}
+        lengths |= _num_tokens(set().union(*words_of.values()) - lengths.keys())
+        counts |= {text: sum(map(lengths.__getitem__, words)) for text, words in words_of.items()}
+    return counts
+
+
+def _words(text: str, weighted: bool) -> list[str]:
+    return [word for piece, _ in parse_weights(text) for word in piece.split()] if weighted else text.split()
+
+
+def _num_tokens(words: set[str]) -> dict[str, int]:
+    """Word -> its tokens. Every digit is one, so that numbers of as many digits are looked up together."""
+    shapes = {word: word.translate(DIGITS_TO_ZERO) for word in words}
+    distinct = sorted(set(shapes.values()))
+    encodings = _counting_tokenizer().encode_batch_fast(distinct, add_special_tokens=False) if distinct else []
+    lengths = {shape: len(encoding) for shape, encoding in zip(distinct, encodings, strict=True)}
+    return {word: lengths[shape] for word, shape in shapes.items()}
 
 
 @cache

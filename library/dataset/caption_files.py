@@ -1,0 +1,75 @@
+"""The caption files of a folder: their bytes, encodings and texts."""
+
+import codecs
+import os
+from typing import NamedTuple
+
+from library.texts import fits
+
+MAX_CAPTION_BYTES = 10**6
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "gbk")  # the index of a folder knows them by their places here
+
+
+class CaptionFile(NamedTuple):
+    """A caption file as it was read."""
+
+    num_bytes: int
+    mtime_ns: int
+    encoding: str  # one of ENCODINGS
+    text: str
+
+
+class TooLarge(Exception):
+    """A file that is no caption."""
+
+
+def read_caption_file(handle: int) -> CaptionFile | None:
+    """The caption file just opened by os.open; None where it is in none of ENCODINGS."""
+    status = os.fstat(handle)
+    if status.st_size > MAX_CAPTION_BYTES:
+        raise TooLarge
+    content = os.read(handle, status.st_size + 1)
+    while len(content) < status.st_size and (more := os.read(handle, status.st_size)):
+        content += more
+    for encoding in _candidates(content):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return CaptionFile(len(content), status.st_mtime_ns, encoding, text)
+    return None
+
+
+def _candidates(content: bytes) -> tuple[str, ...]:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return ("utf-16",)
+    return ("utf-8-sig",) if content.startswith(codecs.BOM_UTF8) else ("utf-8", "gbk")
+
+
+def as_neighbours(files: dict[str, CaptionFile]) -> dict[str, CaptionFile]:
+    """The files of a folder, those in doubtful encodings read as the others are.
+
+    A few Chinese characters in GBK, such as 猫, are by chance good UTF-8 of Cyrillic or Arabic letters: beside
+    files that can only be GBK they are taken as GBK too.
+    """
+    if "gbk" not in {file.encoding for file in files.values()}:
+        return files
+    return {name: _as_gbk(file) if _is_gbk_by_chance_utf8(file) else file for name, file in files.items()}
+
+
+def _is_gbk_by_chance_utf8(file: CaptionFile) -> bool:
+    is_likely = file.encoding == "utf-8" and "\u007f" < max(file.text, default="") < "\u0800"
+    return is_likely and fits(file.text.encode(), "gbk")
+
+
+def _as_gbk(file: CaptionFile) -> CaptionFile:
+    return file._replace(encoding="gbk", text=file.text.encode().decode("gbk"))
+
+
+def caption_of(text: str, all_lines: bool) -> str:
+    """The first line, or all lines that are not blank, one of which wildcards choose at each step."""
+    lines = text.splitlines()
+    if not all_lines:
+        return lines[0].strip() if lines else ""
+    return "\n".join(line for line in map(str.strip, lines) if line)
