@@ -150,7 +150,7 @@ def test_a_config_that_has_no_room_is_not_there(no_room):
 
 
 def test_an_info_cache_without_room_is_a_note(no_room):
-    (note,) = write_info(no_room, [(no_room / "a.png", "x" * 2 * MEGABYTE, (1, 1))])
+    (note,) = write_info(no_room, [(str(no_room / "a.png"), "x" * 2 * MEGABYTE, (1, 1))])
     assert re.search(r"metadata_cache\.json cannot be written: .* \(2\.10 MB needed", note)
     assert not list(no_room.iterdir())
 
