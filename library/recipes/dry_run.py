@@ -32,6 +32,7 @@ from library.training.loop import update
 from library.training.losses import LossRecorder
 from library.training.memory_errors import described, memory_for, memory_for_step
 from library.training.reports import aligned, parts_table
+from library.training.run_facts import device_name
 
 ENOUGH_SECONDS = 20.0  # of one step; shorter ones are measured twice more, without what only the first has to do
 
@@ -145,11 +146,10 @@ def total_bytes(device: torch.device) -> int:
 
 def measured_table(found: Measured, batch: Batch, checked: Preflight, device: torch.device) -> str:
     """What was measured, and what follows for the whole run."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     is_first = found.step_seconds == found.first_step_seconds
     micro_steps = checked.plan.max_train_steps * checked.plan.accumulation
     rows = [
-        ("measured", f"on {name}"),
+        ("measured", f"on {device_name(device)}"),
         ("batch", described(batch)),
         ("loading the model", f"{found.load_seconds:.1f} s"),
         ("the first step", f"{found.first_step_seconds:.2f} s"),
