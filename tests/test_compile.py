@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from library.errors import UserError
 from library.families.base import AdapterTarget
+from library.layers.fp8 import hold_in_fp8
 from library.options.groups import PrecisionOptions
-from library.training.fp8 import hold_in_fp8
 from library.training.precision import check_compiler, checkpoint_in_main_memory, compile_unet
 from networks import lora
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: list[tuple[str, ...]] = [
     ("library", "library.errors", "library.files", "library.secrets", "library.texts"),
     ("library.options", "library.network_files"),
-    ("library.logs", "library.families", "library.dataset"),
+    ("library.logs", "library.families", "library.dataset", "library.layers"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from library.errors import UserError
 from library.families.base import Checkpoint, ModelFamily
+from library.layers.fp8 import hold_in_fp8
 from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
-from library.training.fp8 import hold_in_fp8
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.layers.frozen import FrozenLayer, conv2d_input_gradient
+
 STORED_DTYPE = torch.float8_e4m3fn  # arXiv:2209.05433: 4 significant bits, 2^-9 to 448
 SMALLEST_PEAK = 2.0**-20  # layers of smaller weights, such as zeros, are scaled no further
 
@@ -36,7 +38,7 @@ def scale_of(weight: Tensor) -> float:
     return 2.0 ** (1 - math.frexp(torch.finfo(STORED_DTYPE).max / peak)[1])
 
 
-class StoredInFp8(nn.Module):
+class StoredInFp8(FrozenLayer):
     """What the layers below share: `weight` is what they compute with, made anew at each use.
 
     They are called as the layers that they stand for, since networks may look for these names.
@@ -52,14 +54,20 @@ class StoredInFp8(nn.Module):
 
 
 class Linear(StoredInFp8, nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return LinearOfFp8.apply(x, self.stored, self.bias, self.compute_dtype, self.scale)
+    def output(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        return gradient @ converted(self.stored, gradient.dtype, self.scale)
 
 
 class Conv2d(StoredInFp8, nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return Conv2dOfFp8.apply(x, self.stored, self.bias, self.compute_dtype, self.scale, geometry)
+    def output(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        weight = converted(self.stored, gradient.dtype, self.scale)
+        return conv2d_input_gradient(self, weight, gradient, shape)
 
 
 FP8_LAYERS = {nn.Linear: Linear, nn.Conv2d: Conv2d}
@@ -67,38 +75,3 @@ FP8_LAYERS = {nn.Linear: Linear, nn.Conv2d: Conv2d}
 
 def converted(stored: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
     return stored.to(dtype).mul_(scale)
-
-
-class LinearOfFp8(torch.autograd.Function):
-    """x W^T + b. Converting W inside keeps autograd from holding the result until the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, stored: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: float) -> Tensor:
-        ctx.save_for_backward(stored)
-        ctx.scale, ctx.x_dtype = scale, x.dtype
-        return F.linear(x, converted(stored, dtype, scale), bias)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (stored,) = ctx.saved_tensors
-        grad_x = grad @ converted(stored, grad.dtype, ctx.scale)
-        return grad_x.to(ctx.x_dtype), None, None, None, None
-
-
-class Conv2dOfFp8(torch.autograd.Function):
-    """The same for a convolution; `geometry` is its stride, padding, dilation and groups."""
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, stored: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: float, geometry: tuple
-    ) -> Tensor:
-        ctx.save_for_backward(stored)
-        ctx.scale, ctx.x_dtype, ctx.x_shape, ctx.geometry = scale, x.dtype, x.shape, geometry
-        return F.conv2d(x, converted(stored, dtype, scale), bias, *geometry)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (stored,) = ctx.saved_tensors
-        weight = converted(stored, grad.dtype, ctx.scale)
-        grad_x = nn.grad.conv2d_input(ctx.x_shape, weight, grad, *ctx.geometry)
-        return grad_x.to(ctx.x_dtype), None, None, None, None, None

@@ -1,0 +1,1 @@
+"""How layers of a frozen model hold their weights and compute with them."""

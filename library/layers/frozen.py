@@ -1,0 +1,62 @@
+"""What training asks of a frozen layer: its output, and the gradient of its input. Its weights have no gradient.
+
+So a layer may hold its weights in any form: as they are, in 8 bits, ordered as a processor reads them. Adapters call
+the two functions at the end of this file and need not know which.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FrozenLayer(nn.Module):
+    """A Linear or Conv2d with weights in a form of its own; a subclass is also one of these two."""
+
+    def output(self, x: Tensor) -> Tensor:
+        """What the layer makes of x, with its bias, in new memory."""
+        raise NotImplementedError
+
+    def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of an input of this shape, from that of the output, in new memory."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Frozen.apply(x, self)
+
+
+class Frozen(torch.autograd.Function):
+    """A frozen layer's output; for the backward pass nothing is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: FrozenLayer) -> Tensor:
+        ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
+        return layer.output(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.input_gradient(gradient, ctx.shape).to(ctx.dtype), None
+
+
+def conv2d_input_gradient(layer: nn.Conv2d, weight: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of the input of a convolution with this weight and the layer's geometry."""
+    return nn.grad.conv2d_input(shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def output_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a Linear or Conv2d makes of x; `forward` may be replaced, this is the layer itself."""
+    if isinstance(layer, FrozenLayer):
+        return layer.output(x)
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, layer.weight, layer.bias)
+    return layer._conv_forward(x, layer.weight, layer.bias)
+
+
+def input_gradient_of(layer: nn.Module, gradient: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of the layer's input, which has this shape."""
+    if isinstance(layer, FrozenLayer):
+        return layer.input_gradient(gradient, shape)
+    if isinstance(layer, nn.Linear):
+        return gradient @ layer.weight
+    return nn.grad.conv2d_input(
+        shape, layer.weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
