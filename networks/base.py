@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from library.errors import UserError, quoted_list
 from library.families.base import AdapterTarget
+from library.layers.flat import FlatWeights, GradientSink, flat_weights
 from library.network_files import read_weights, write_weights
 from networks.param_groups import LearningRateRules, param_groups
 
@@ -30,6 +31,7 @@ class Adapter(nn.Module):
         self.module_dropout = module_dropout
         self._base = [target.layer]  # in a list, so that the frozen layer is not a child of the network
         self._base_forward: Callable[[Tensor], Tensor] | None = None
+        self.is_stacked = False  # on a layer that has another adapter already
 
     @property
     def base(self) -> nn.Module:
@@ -37,6 +39,7 @@ class Adapter(nn.Module):
 
     def attach(self) -> None:
         """Make the base layer add this adapter's change to its output."""
+        self.is_stacked = "forward" in vars(self.base)
         self._base_forward = self.base.forward
         self.base.forward = self.forward
 
@@ -65,6 +68,14 @@ class Adapter(nn.Module):
 
     def refresh(self) -> None:
         """Follow what was loaded from a file and is no parameter, such as alpha."""
+
+    def flat_parameters(self) -> list[nn.Parameter]:
+        """Those for `use_flat`; none where the algorithm leaves gradients to autograd, or steps leave the layer out."""
+        return []
+
+    def use_flat(self, values: list[Tensor], gradients: list[Tensor]) -> GradientSink:
+        """Compute with these copies of the parameters while training, and add their gradients to those."""
+        raise NotImplementedError
 
     def plus_parameters(self) -> list[nn.Parameter]:
         """The parameters that LoRA+ gives a higher learning rate (arXiv:2402.12354): those on the output's side."""
@@ -109,6 +120,7 @@ class AdapterNetwork(nn.Module):
     def __init__(self, adapters: dict[str, Adapter], rules: LearningRateRules | None = None):
         super().__init__()
         self.rules = rules or LearningRateRules()
+        self.flat: FlatWeights | None = None
         for name, adapter in adapters.items():
             self.add_module(name, adapter)
 
@@ -134,11 +146,16 @@ class AdapterNetwork(nn.Module):
             adapter.merge(multiplier)
 
     @torch.no_grad()
-    def limit_norms(self, max_norm: float) -> "LimitedNorms":
-        """Scale every change down to `max_norm` where its norm is larger (`--scale_weight_norms`)."""
+    def limit_norms(self, max_norm: float, wanted: Tensor | bool = True) -> "LimitedNorms":
+        """Scale every change down to `max_norm` where its norm is larger (`--scale_weight_norms`).
+
+        Nothing changes where `wanted` is false, which only the device may know.
+        """
         norms = torch.stack([adapter.norm() for adapter in self.adapters()])  # [adapters]
         bounded = norms.clamp(min=max_norm / 2)  # so that a new network's 0 divides nothing
         ratios = bounded.clamp(max=max_norm) / bounded
+        if wanted is not True:
+            ratios = torch.where(wanted, ratios, 1.0)
         for adapter, ratio in zip(self.adapters(), ratios.unbind(), strict=True):
             adapter.rescale(ratio)
         return LimitedNorms(norms * ratios, ratios != 1)
@@ -146,6 +163,10 @@ class AdapterNetwork(nn.Module):
     def param_groups(self, text_encoder_lr: float | Sequence[float], unet_lr: float) -> list[dict]:
         """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); a part with rate 0 is left out."""
         return param_groups(self.adapters(), text_encoder_lr, unet_lr, self.rules)
+
+    def flatten(self, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
+        """Keep the parameters that are trained in one buffer, where that can be; layers compute in `dtype`."""
+        self.flat = flat_weights(self.adapters(), parameters, dtype)
 
     def save_weights(self, path: Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
         write_weights(Path(path), self.state_dict(), dtype, metadata)
@@ -167,6 +188,14 @@ class AdapterNetwork(nn.Module):
         require_same(self.state_dict(), weights, path)
         require_finite(weights, path)
         return len(self.adapters())
+
+    def state_dict(self, *args, **kwargs):
+        """The weights, each in memory of its own: programs that write files take parts of one buffer for one tensor."""
+        found = super().state_dict(*args, **kwargs)
+        for name, value in found.items():
+            if value.untyped_storage().nbytes() > value.nbytes:
+                found[name] = value.clone()
+        return found
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         result = super().load_state_dict(state_dict, strict, assign)

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from library.families.base import AdapterTarget
 from library.families.blocks import BlockLayout
+from library.layers.flat import GradientSink
+from library.layers.frozen import output_of
 from library.network_files import read_weights
 from networks import blocks
 from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
 from networks.lora_arguments import DEFAULT_RANK, RANK_ARGUMENTS, read
 from networks.lora_arguments import check_arguments as check_arguments
 from networks.lora_arguments import wants_convolutions as wants_convolutions
+from networks.lora_function import LoraFunction
 from networks.param_groups import LearningRateRules
 
 logger = logging.getLogger(__name__)
@@ -50,27 +53,56 @@ class LoraAdapter(Adapter):
         nn.init.zeros_(self.lora_up.weight)
         self.register_buffer("alpha", torch.tensor(alpha))  # an integer stays one in the file
         self.scale = alpha / rank
+        self.flat: tuple[Tensor, Tensor, GradientSink] | None = None  # A, B and their gradients in shared buffers
 
     def refresh(self) -> None:
         """Follow an alpha that was loaded from a file."""
         self.scale = self.alpha.item() / self.rank
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_stacked or torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        if self.multiplier == 0 or self._is_dropped():
+            return output_of(self.base, x)
+        down, up, sink = self.lora_down.weight, self.lora_up.weight, None
+        if self.flat is not None and self.training:
+            down, up, sink = self.flat
+        mask_of = self._mask if self.training and (self.dropout or self.rank_dropout) else None
+        scale = self.scale * self.multiplier
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        return LoraFunction.apply(x, self.lora_up.weight, down, up, self.base, scale, mask_of, sink)
+
     def delta(self, x: Tensor) -> Tensor:
         hidden = self.lora_down(x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_down.weight.dtype))
-        if self.training and self.dropout:
-            hidden = F.dropout(hidden, self.dropout)
-        if self.training and self.rank_dropout:
-            hidden = hidden * self._rank_mask(hidden)
+        if self.training and (self.dropout or self.rank_dropout):
+            hidden = hidden * self._mask(hidden)
         return self.lora_up(hidden) * self.scale
 
+    def _mask(self, hidden: Tensor) -> Tensor:
+        """What dropout multiplies A x with: survivors are scaled by 1 / (1 - p), ranks fall out for whole samples."""
+        mask = hidden.new_ones(hidden.shape)
+        if self.dropout:
+            mask = F.dropout(mask, self.dropout)
+        if self.rank_dropout:
+            mask = mask * self._rank_mask(hidden)
+        return mask
+
     def _rank_mask(self, hidden: Tensor) -> Tensor:
-        """One decision per sample and rank, survivors scaled by 1 / (1 - p)."""
+        """One decision per sample and rank."""
         kept = torch.rand(hidden.shape[0], self.rank, device=hidden.device) > self.rank_dropout  # [B, rank]
         if hidden.ndim == 4:
             kept = kept[:, :, None, None]
         elif hidden.ndim == 3:
             kept = kept[:, None, :]
         return kept.to(hidden.dtype) / (1 - self.rank_dropout)
+
+    def flat_parameters(self) -> list[nn.Parameter]:
+        return [] if self.module_dropout else [self.lora_down.weight, self.lora_up.weight]
+
+    def use_flat(self, values: list[Tensor], gradients: list[Tensor]) -> GradientSink:
+        sink = GradientSink(*gradients)
+        self.flat = *values, sink
+        return sink
 
     def delta_weight(self) -> Tensor:
         down, up = self.lora_down.weight, self.lora_up.weight

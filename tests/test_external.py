@@ -70,7 +70,7 @@ def answer(family: ModelFamily) -> Tensor:
     random.seed(0)
     torch.manual_seed(0)
     conds = family.prompt_conds("a cat", "")
-    return family.predict(torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), conds, None)
+    return family.predict(torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), conds)
 
 
 def train_a_little(network: nn.Module, size: float = 0.03) -> None:

@@ -68,7 +68,7 @@ def real_step_bytes(options: TrainNetworkOptions, name: str) -> tuple[int, int]:
             memory.note(value)
         frozen = memory.now
         memory.note_all(network)
-        prediction = family.predict(latents, torch.zeros(len(latents)), conds, None)
+        prediction = family.predict(latents, torch.zeros(len(latents)), conds)
         F.mse_loss(prediction, latents).backward()
     return frozen, memory.peak - frozen - 2 * sum(parameter.nbytes for parameter in network.parameters())
 
@@ -106,7 +106,7 @@ def test_a_step_on_a_gpu_allocates_what_was_estimated(tiny_sdxl_file, pictures, 
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with torch.autocast("cuda", torch.bfloat16):
-        prediction = family.predict(latents, torch.zeros(4, device=device), conds, None)
+        prediction = family.predict(latents, torch.zeros(4, device=device), conds)
         loss = F.mse_loss(prediction.float(), latents)
     loss.backward()
     gradients = sum(parameter.nbytes for parameter in network.parameters())

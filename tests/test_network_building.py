@@ -43,7 +43,7 @@ def write_trained(path: Path, family: ModelFamily, seed: int, **arguments: str) 
 def answer(family: ModelFamily) -> Tensor:
     """What U-Net and text encoders say of a fixed input."""
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return family.predict(latents, torch.tensor([500, 500]), family.prompt_conds("a cat", ""), None)
+    return family.predict(latents, torch.tensor([500, 500]), family.prompt_conds("a cat", ""))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

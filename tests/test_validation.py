@@ -162,16 +162,16 @@ def test_a_preserved_row_learns_what_the_model_without_the_network_predicts(mode
 
     def losses(rows: list[int]) -> torch.Tensor:
         torch.manual_seed(4)
-        return denoising_loss(family, objective, batch(preserved_rows=rows), timesteps, Off)
+        return denoising_loss(family, objective, batch(preserved_rows=rows), timesteps, network_off=Off)
 
     torch.manual_seed(4)
     noise = torch.randn_like(batch().latents)
     noisy = objective.add_noise(scaled_latents(family, batch()), noise, timesteps)
     conds = family.conds(batch())
     with torch.no_grad():
-        trained = family.predict(noisy, timesteps, conds, batch())
+        trained = family.predict(noisy, timesteps, conds)
         network.remove()
-        base = family.predict(noisy, timesteps, conds, batch())
+        base = family.predict(noisy, timesteps, conds)
     network.apply_to()
     towards_noise = ((trained - noise) ** 2).mean(dim=(1, 2, 3))
     towards_base = ((trained - base) ** 2).mean(dim=(1, 2, 3))

@@ -25,8 +25,8 @@ from library.errors import Diverged, OutOfMemory, UserError
 from library.options.groups import TrainNetworkOptions
 from library.training import network_recipe, prompts
 from library.training.divergence import SkippedSteps
+from library.training.gradients import SeparateGradients
 from library.training.loop import update
-from library.training.losses import LossRecorder
 from library.training.memory_errors import is_out_of_memory, memory_for, sentence
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OPTIMIZERS, build_optimizer
@@ -177,11 +177,9 @@ def as_bytes(weight: torch.nn.Parameter, optimizer) -> bytes:
 
 
 def step(weight, optimizer, accelerator, loss: torch.Tensor) -> bool:
-    losses = LossRecorder()
-    losses.add(loss)
     accelerator.backward(loss)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    return update([weight], optimizer, schedule, accelerator, 1.0, losses)
+    return update(SeparateGradients([weight]), optimizer, schedule, accelerator, 1.0)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from library.families.base import Batch
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.preflight import preflight
+from library.training.gradients import SeparateGradients
 from library.training.loop import run
 from library.training.network_recipe import NetworkRecipe
 from library.training.precision import build_accelerator
@@ -28,6 +30,14 @@ class ToyRecipe:
     def __init__(self):
         torch.manual_seed(0)
         self.usual, self.rare, self.idle = (nn.Linear(3, 1) for _ in range(3))
+
+    def backward(self, batch: Batch, accumulation: int) -> Tensor:
+        loss = self.loss(batch) * batch.share.weight
+        (loss / accumulation).backward()
+        return loss.detach()
+
+    def gradients(self) -> SeparateGradients:
+        return SeparateGradients(self.parameters())
 
     def loss(self, batch: Batch) -> Tensor:
         colour = batch.images.mean(dim=(2, 3))
@@ -43,12 +53,12 @@ class ToyRecipe:
     def learning_rates(self) -> dict[str, float]:
         return {}
 
-    def metrics(self) -> dict[str, float]:
-        return {}
+    def metrics(self) -> Callable[[], dict[str, float]]:
+        return dict
 
     def training_mode(self) -> None: ...
 
-    def weights_updated(self) -> None: ...
+    def weights_updated(self, taken: bool) -> None: ...
 
     def step_finished(self, state: LoopState) -> None: ...
 

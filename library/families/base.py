@@ -44,19 +44,6 @@ class Batch:
         """In memory that a GPU copies from without waiting; a DataLoader calls this."""
         return self._with_each(Tensor.pin_memory)
 
-    def rows(self, rows: list[int]) -> "Batch":
-        """The batch of these rows alone."""
-        part = self._with_each(lambda tensor: tensor[rows])
-        return replace(
-            part,
-            captions=[self.captions[row] for row in rows],
-            pictures=[self.pictures[row] for row in rows] if self.pictures else [],
-            preserved_rows=[position for position, row in enumerate(rows) if row in self.preserved_rows],
-            original_sizes_hw=self.original_sizes_hw[rows],
-            crop_top_lefts=self.crop_top_lefts[rows],
-            target_sizes_hw=self.target_sizes_hw[rows],
-        )
-
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = ("loss_weights", "images", "latents", "alpha_masks")
         changed = {name: change(value) for name in tensors if (value := getattr(self, name)) is not None}
@@ -106,7 +93,7 @@ class ModelFamily(Protocol):
         """
         ...
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor: ...
+    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds) -> Tensor: ...
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
 

@@ -112,8 +112,8 @@ class Sd:
         with self._memory.encoders_at_work():
             return clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor:
-        return self.unet(noisy, timesteps, conds["hidden"], return_dict=False)[0]
+    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds) -> Tensor:
+        return self.unet(noisy.to(self.dtype), timesteps, conds["hidden"].to(self.dtype), return_dict=False)[0]
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
         return sd_adapter_targets(self.text_encoder, self.unet, conv)

@@ -51,6 +51,9 @@ class Sdxl:
         checkpoint_gradients(self.unet, self.text_encoders if self.trains_text_encoder else (), checkpoint)
 
     def conds(self, batch: Batch) -> Conds:
+        return self._text_conds(batch) | {"sizes": size_conditions(batch).to(self.device, non_blocking=True)}
+
+    def _text_conds(self, batch: Batch) -> Conds:
         if batch.conds is not None:
             stored = {name: value.to(self.device, self.dtype) for name, value in batch.conds.items()}
             hidden = torch.cat([stored["hidden_state1"], stored["hidden_state2"]], dim=-1)
@@ -103,9 +106,11 @@ class Sdxl:
     def _encode_one(self, caption: str) -> Conds:
         return {name: value[0] for name, value in self.encode_text([caption]).items()}
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds, batch: Batch | None) -> Tensor:
-        added = {"text_embeds": conds["pooled"], "time_ids": size_conditions(noisy, batch)}
-        return self.unet(noisy, timesteps, conds["hidden"], added_cond_kwargs=added, return_dict=False)[0]
+    def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds) -> Tensor:
+        sizes = conds["sizes"] if "sizes" in conds else whole_pictures(noisy)
+        noisy, hidden, pooled = (value.to(self.dtype) for value in (noisy, conds["hidden"], conds["pooled"]))
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        return self.unet(noisy, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
         return sdxl_adapter_targets(self.text_encoders, self.unet, conv)
@@ -125,15 +130,16 @@ class Sdxl:
         }
 
 
-def size_conditions(noisy: Tensor, batch: Batch | None) -> Tensor:
-    """Original size, crop and target size [B, 6] in pixels (h, w, top, left, h, w); without a batch a whole picture."""
-    if batch is None:
-        height, width = (8 * side for side in noisy.shape[-2:])
-        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=noisy.device).expand(
-            len(noisy), -1
-        )
-    sizes = torch.cat([batch.original_sizes_hw, batch.crop_top_lefts, batch.target_sizes_hw], dim=1)
-    return sizes.to(noisy.device, torch.float32, non_blocking=True)
+def size_conditions(batch: Batch) -> Tensor:
+    """Original size, crop and target size [B, 6] in pixels (h, w, top, left, h, w)."""
+    return torch.cat([batch.original_sizes_hw, batch.crop_top_lefts, batch.target_sizes_hw], dim=1).float()
+
+
+def whole_pictures(noisy: Tensor) -> Tensor:
+    """The same for pictures that were made in the size of these latents [B, 4, h, w]."""
+    height, width = (8 * side for side in noisy.shape[-2:])
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=noisy.device)
+    return sizes.expand(len(noisy), -1)
 
 
 def sdxl_adapter_targets(

@@ -550,6 +550,9 @@ class PrecisionOptions(OptionGroup):
     mem_eff_attn: bool = option(False, "use a slow attention that needs little memory")
     torch_compile: bool = option(False, "compile the U-Net with torch.compile")
     dynamo_backend: str = option("inductor", "backend of --torch_compile", choices=DYNAMO_BACKENDS)
+    cuda_graphs: bool = option(
+        False, "record a training step for each size of batch and have the GPU repeat it in one launch"
+    )
     deterministic: bool = option(False, "two runs on the same machine give the same bits; may be slower; needs --seed")
 
     def check(self) -> list[str]:

@@ -28,8 +28,8 @@ from library.recipes.network import (
 )
 from library.training.denoising import Ddpm, denoising_loss
 from library.training.deterministic import same_bits
+from library.training.gradients import gradients_of
 from library.training.loop import update
-from library.training.losses import LossRecorder
 from library.training.memory_errors import described, memory_for, memory_for_step
 from library.training.reports import aligned, parts_table
 from library.training.run_facts import device_name
@@ -91,12 +91,12 @@ def run_steps(
     load_seconds: float,
 ) -> Measured:
     """One step, and where it is short two more; the network is thrown away afterwards."""
-    family, losses = made.family, LossRecorder()
-    network = accelerator.prepare_model(made.network, evaluation_mode=True).train()
+    family = made.family
+    network = made.network.train()
     optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
     prepare_unet(family, options)
     objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = gradients_of(optimizer, network)
     if made.spec.schedule_free:
         optimizer.train()
     batch = batch.to(accelerator.device)
@@ -109,12 +109,13 @@ def run_steps(
 
     def step() -> float:
         began = time.perf_counter()
+        gradients.begin()
         with memory_for_step(batch, 1, options), accelerator.autocast():
             loss = denoising_loss(family, objective, batch).mean()
         with memory_for_step(batch, 1, options):
             accelerator.backward(loss)
-            losses.add(loss)
-            update(parameters, optimizer, scheduler, accelerator, options.max_grad_norm, losses)
+            gradients.collect()
+            update(gradients, optimizer, scheduler, accelerator, options.max_grad_norm)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from library.options.derived import caches_latents, network_arguments, network_m
 from library.options.groups import TrainNetworkOptions
 from library.recipes.network import load_family, prepare_unet, trained_groups, trained_parts
 from library.recipes.network_building import build_network, load_algorithm
+from library.training.gradients import flat_of
 from library.training.memory_estimate import LikeCuda, LiveBytes, off_the_device, run_backward
 from library.training.memory_savers import TRAINING
 from library.training.optimizers import build_optimizer
-from library.training.precision import full_dtype, weight_dtype
+from library.training.precision import full_dtype, needs_autocast, weight_dtype
 from library.training.reports import aligned
 
 META = torch.device("meta")
@@ -45,7 +47,7 @@ def estimate(
     options: TrainNetworkOptions, family_name: str, size_wh: tuple[int, int], captions_change: bool
 ) -> MemoryEstimate:
     """The memory of training batches of this size; where captions change, frozen text encoders stay on the device."""
-    autocast = None if options.mixed_precision == "no" else weight_dtype(options)
+    autocast = weight_dtype(options) if needs_autocast(options) else None
     family = load_family(replace(options, xformers=False), family_name, META)  # whose memory is that of PyTorch's own
     with LiveBytes() as memory, LikeCuda(autocast):
         for model in (family.unet, *family.text_encoders):
@@ -55,6 +57,7 @@ def estimate(
         network.to(META, full_dtype(options)).train()
         groups = trained_groups(network, options)
         parameters = [parameter for group in groups for parameter in group["params"]]
+        held = flattened(network, parameters, family.dtype)
         family.trains_text_encoder = any(part.learning_rates for part in trained_parts(network, groups)[:-1])
         batch = empty_batch(options.train_batch_size, size_wh)
         latents = family.vae.encode(batch.images)
@@ -74,14 +77,31 @@ def estimate(
         if family.trains_text_encoder:
             conds = family.conds(batch)
         timesteps = torch.zeros(len(latents), device=META)
-        loss = F.mse_loss(family.predict(latents, timesteps, conds, None).float(), latents)
+        loss = F.mse_loss(family.predict(latents, timesteps, conds).float(), latents)
         del conds, latents
         with LikeCuda(autocast):
             run_backward(loss)
-    weights = sum(parameter.nbytes for parameter in parameters)
     state = optimizer_bytes(options, parameters)
-    frozen = resident - weights
-    return MemoryEstimate(frozen, 2 * weights + state, memory.peak - frozen - 2 * weights, before)
+    frozen = resident - held.before
+    return MemoryEstimate(frozen, held.training + state, memory.peak - frozen - held.training, before)
+
+
+class Held(NamedTuple):
+    """Bytes of the network without its optimizer: as training begins, and with all its gradients."""
+
+    before: int
+    training: int
+
+
+def flattened(network: nn.Module, parameters: list[nn.Parameter], dtype: torch.dtype) -> Held:
+    """Put the network into one buffer, as training does where that can be."""
+    if hasattr(network, "flatten"):
+        network.flatten(parameters, dtype)
+    if flat := flat_of(network):
+        held = flat.num_bytes()
+        return Held(held, held)
+    weights = sum(parameter.nbytes for parameter in parameters)
+    return Held(weights, 2 * weights)
 
 
 def empty_batch(size: int, size_wh: tuple[int, int]) -> Batch:

@@ -32,6 +32,8 @@ from library.recipes.network_building import build_network, check_arguments, loa
 from library.recipes.run_record import recorded
 from library.training.caching import cache_latents, cache_text
 from library.training.deterministic import same_bits
+from library.training.flat_optimizer import FlatOptimizer, can_be_flat
+from library.training.gradients import flat_of
 from library.training.loop import run
 from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
@@ -95,10 +97,15 @@ def build_trainable(
         family = load_family(options, checked.family, accelerator.device)
     torch.manual_seed(state.seed)  # the network begins the same, whatever loading has drawn
     network = build_network(algorithm, family, options, arguments).to(accelerator.device, full_dtype(options))
+    network = accelerator.prepare_model(network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     groups = trained_groups(network, options)
     parts = trained_parts(network, groups)
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
+    if hasattr(network, "flatten"):
+        network.flatten([parameter for group in groups for parameter in group["params"]], family.dtype)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
+    if (flat := flat_of(network)) and can_be_flat(optimizer):
+        optimizer = FlatOptimizer(optimizer, flat)
     scheduler = build_scheduler(options, optimizer, spec, checked.plan.max_train_steps)
     return Trainable(family, network, groups, parts, optimizer, spec, optimizer_name, scheduler)
 
@@ -120,7 +127,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     with memory_for("caching latents", options):
         cache_latents_of(datasets, family, options, accelerator)
 
-    network = accelerator.prepare_model(made.network, evaluation_mode=True)  # not wrapped: the loop averages gradients
+    network = made.network
     optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
     prepare_unet(family, options)
     restore(accelerator, state, resume)

@@ -6,12 +6,14 @@ Shapes: B batch, C latent channels, h w latent cells, T timesteps. SNR_t = abar_
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from library.families.base import Batch, ModelFamily
+from library.families.base import Batch, Conds, ModelFamily
 from library.options.groups import DenoisingOptions
 from library.training.randomness import BatchRandomness
 
@@ -163,20 +165,33 @@ def scaled_latents(family: ModelFamily, batch: Batch, randomness: BatchRandomnes
     return latents * family.vae.scale
 
 
-def resized_masks(masks: Tensor, loss: Tensor) -> Tensor:
-    """[B, 1, h, w]: the mean of the mask [B, H, W] over each latent cell."""
-    return F.interpolate(masks.to(loss.dtype).unsqueeze(1), size=loss.shape[-2:], mode="area")
+def resized_masks(masks: Tensor, latents: Tensor) -> Tensor:
+    """[B, 1, h, w] fp32: the mean of the mask [B, H, W] over each latent cell."""
+    return F.interpolate(masks.float().unsqueeze(1), size=latents.shape[-2:], mode="area")
 
 
-def denoising_loss(
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked about a batch, and how its answer is judged; all on the device."""
+
+    noisy: Tensor  # [B, C, h, w]
+    timesteps: Tensor  # [B]
+    conds: Conds
+    target: Tensor  # [B, C, h, w]
+    weights: Tensor  # [B]
+    huber_c: Tensor | None  # [B], for the Huber losses
+    masks: Tensor | None  # [B, 1, h, w]
+
+
+def question_of(
     family: ModelFamily,
     objective: Ddpm,
     batch: Batch,
     timesteps: Tensor | None = None,
     network_off: Callable[[], AbstractContextManager] = nullcontext,
     randomness: BatchRandomness = TORCHS_OWN,
-) -> Tensor:
-    """The weighted loss of each sample, [B]; the caller takes the mean.
+) -> Question:
+    """Draw noise and timesteps (where none are given) for a batch.
 
     `network_off` switches the network off while rows are predicted whose output is to be preserved.
     """
@@ -187,15 +202,35 @@ def denoising_loss(
     if timesteps is None:
         timesteps = objective.sample_timesteps(len(latents), randomness)
     noisy = objective.add_noise(latents, perturbed_noise(noise, options, randomness), timesteps)
-    prediction = family.predict(noisy, timesteps, conds, batch)
     target = objective.target(latents, noise, timesteps)
     if rows := batch.preserved_rows:
         with torch.no_grad(), network_off():
-            conds = {name: value[rows] for name, value in conds.items()}
-            preserved = family.predict(noisy[rows], timesteps[rows], conds, batch.rows(rows))
+            preserved = family.predict(
+                noisy[rows], timesteps[rows], {name: value[rows] for name, value in conds.items()}
+            )
         target = target.index_copy(0, torch.tensor(rows, device=target.device), preserved.to(target.dtype))
-    huber_c = objective.huber_c(timesteps) if options.loss_type in ("huber", "smooth_l1") else None
-    loss = elementwise_loss(prediction.float(), target.float(), huber_c, options.loss_type)  # [B, C, h, w]
-    if batch.alpha_masks is not None:
-        loss = loss * resized_masks(batch.alpha_masks, loss)
-    return loss.mean(dim=(1, 2, 3)) * batch.loss_weights * objective.loss_weights(timesteps)
+    return Question(
+        noisy,
+        timesteps,
+        conds,
+        target,
+        batch.loss_weights * objective.loss_weights(timesteps),
+        objective.huber_c(timesteps) if options.loss_type in ("huber", "smooth_l1") else None,
+        None if batch.alpha_masks is None else resized_masks(batch.alpha_masks, target),
+    )
+
+
+def losses_of(family: ModelFamily, question: Question, loss_type: str) -> Tensor:
+    """The weighted loss of each sample, [B]; the caller takes the mean."""
+    prediction = family.predict(question.noisy, question.timesteps, question.conds)
+    loss = elementwise_loss(prediction.float(), question.target.float(), question.huber_c, loss_type)  # [B, C, h, w]
+    if question.masks is not None:
+        loss = loss * question.masks
+    return loss.mean(dim=(1, 2, 3)) * question.weights
+
+
+def denoising_loss(
+    family: ModelFamily, objective: Ddpm, batch: Batch, timesteps: Tensor | None = None, **how: Any
+) -> Tensor:
+    """Ask and judge at once; `how` as for `question_of`."""
+    return losses_of(family, question_of(family, objective, batch, timesteps, **how), objective.options.loss_type)

@@ -13,19 +13,27 @@ from torch import Tensor, nn
 from library.errors import Diverged, counted, quoted_list
 from library.families.base import Batch, ModelFamily
 from library.options.groups import TrainNetworkOptions
+from library.training.flat_optimizer import FlatOptimizer
+from library.training.gradients import Gradients
 
 logger = logging.getLogger(__name__)
 
 MAX_NAMED = 5  # pictures in a sentence
 
 
-def step_if_finite(optimizer: AcceleratedOptimizer, norm: Tensor, accelerator: Accelerator) -> bool:
-    """Take the optimizer's step, unless a gradient is no number; the optimizer then is not called at all.
+def step_if_finite(
+    optimizer: AcceleratedOptimizer, gradients: Gradients, accelerator: Accelerator, max_norm: float
+) -> Tensor | bool:
+    """Clip and take the optimizer's step, unless a gradient is no number; whether it was taken.
 
-    So a skipped step leaves weights and optimizer as they are to the bit, whatever the optimizer. The price is one
-    wait for the device a step, to read the norm of all gradients. It is the mean over processes and the same in each,
-    so they decide alike. In fp16 the scaler does the same by itself, and lowers its scale.
+    A skipped step leaves weights and optimizer as they are to the bit. A `FlatOptimizer` decides on the device, and so
+    the answer is there. For others the host waits for the norm of all gradients, and does not call them; it is the
+    mean over processes and the same in each, so they decide alike. In fp16 the scaler does the same by itself, and
+    lowers its scale.
     """
+    if accelerator.scaler is None and isinstance(optimizer.optimizer, FlatOptimizer):
+        return optimizer.optimizer.step_if_finite(max_norm)
+    norm = gradients.clip(accelerator, max_norm)
     if accelerator.scaler is None and not math.isfinite(norm.item()):
         return False
     optimizer.step()

@@ -2,12 +2,11 @@
 
 import logging
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import NoReturn, Protocol
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
@@ -18,8 +17,10 @@ from library.dataset.sampler import BucketSampler
 from library.families.base import Batch
 from library.options.groups import TrainNetworkOptions
 from library.training.divergence import SkippedSteps, step_if_finite
-from library.training.losses import LossRecorder
+from library.training.gradients import Gradients
+from library.training.host_copy import HostCopy
 from library.training.memory_errors import memory_for_step
+from library.training.outcomes import Outcomes
 from library.training.plan import StepPlan
 from library.training.saving import LoopState
 from library.training.stopping import StopRequest
@@ -31,21 +32,21 @@ logger = logging.getLogger(__name__)
 class Recipe(Protocol):
     """What a script trains, as the loop sees it."""
 
-    def loss(self, batch: Batch) -> Tensor: ...  # scalar
+    def backward(self, batch: Batch, accumulation: int) -> Tensor: ...  # adds gradients; the loss times the share
 
     def validation_losses(self, batch: Batch, timesteps: list[int]) -> Tensor: ...  # [T, B]
 
-    def parameters(self) -> list[nn.Parameter]: ...
+    def gradients(self) -> Gradients: ...
 
     def learning_rates(self) -> dict[str, float]: ...  # for the log, by group
 
-    def metrics(self) -> dict[str, float]: ...  # more values for the log; asked for only where there is one
+    def metrics(self) -> Callable[[], dict[str, float]]: ...  # more values for the log; reading them may wait
 
     def training_mode(self) -> None: ...
 
     def resting_mode(self) -> None: ...  # as the network is saved, sampled and validated
 
-    def weights_updated(self) -> None: ...  # what follows an optimizer step at once, before anything is logged or saved
+    def weights_updated(self, taken: Tensor | bool) -> None: ...  # what follows an optimizer step at once
 
     def cause_of_nan(self, batches: list[Batch]) -> str | None: ...  # of a step that was skipped; None is unknown
 
@@ -72,9 +73,8 @@ def run(
     """Train from `state` to the end of the plan, or to a request to stop; returns where it ended."""
     batches = SharedBatches(sampler, accelerator.num_processes, accelerator.process_index)
     loader = build_loader(dataset, batches, options, accelerator.device)
-    losses = state.losses
-    losses.window = plan.batches_per_epoch
-    skipped = SkippedSteps(options, accelerator)
+    state.losses.window = plan.batches_per_epoch
+    gradients = recipe.gradients()
     bar = tqdm(
         total=plan.max_train_steps,
         initial=state.step,
@@ -82,43 +82,45 @@ def run(
         disable=not accelerator.is_local_main_process,
         smoothing=0.1,
     )
+    skipped = SkippedSteps(options, accelerator)
+    outcomes = Outcomes(recipe, skipped, bar, accelerator, state)
+    state.settle = outcomes.settle
     while True:
         sampler.set_epoch(state.epoch)
         batches.start = state.batch
         of_step: list[Batch] = []
+        losses: list[HostCopy] = []
         for batch in batches_of(loader) if state.step < plan.max_train_steps else ():
             recipe.training_mode()
+            if not of_step:
+                gradients.begin()
             with memory_for_step(batch, state.step + 1, options):
-                loss = recipe.loss(batch.to(accelerator.device)) * batch.share.weight
-                accelerator.backward(loss / plan.accumulation)
+                loss = recipe.backward(batch.to(accelerator.device), plan.accumulation)
+                gradients.collect()
             state.batch += 1
             of_step.append(batch)
-            losses.add(accelerator.reduce(loss.detach(), "mean"))
+            losses.append(HostCopy(accelerator.reduce(loss, "mean")))
             if state.batch % plan.accumulation and state.batch < plan.batches_per_epoch:
                 continue
             with memory_for_step(batch, state.step + 1, options):
-                taken = update(recipe.parameters(), optimizer, scheduler, accelerator, options.max_grad_norm, losses)
-            if taken:
-                recipe.weights_updated()
-                skipped.taken()
-            else:
-                skipped.skipped(state.step + 1, partial(recipe.cause_of_nan, of_step), losses.last_are_finite)
-            of_step = []
+                taken = update(gradients, optimizer, scheduler, accelerator, options.max_grad_norm)
+            recipe.weights_updated(taken)
             state.step += 1
             bar.update()
-            log_step(recipe, losses, bar, accelerator, state)
+            outcomes.add(state.step, of_step, losses, taken)
+            of_step, losses = [], []
             recipe.step_finished(state)
             if validation and validation.due_at_step(state.step):
-                validate(recipe, validation, losses, accelerator, "step", state.step)
+                validate(recipe, validation, state, accelerator, "step", state.step)
             if state.step >= plan.max_train_steps:
                 break
             if stop and (cause := stop.asked()):
                 bar.close()
                 recipe.stop(state, cause)
-        losses.settle()
-        accelerator.log({"loss/epoch_average": losses.average or 0.0}, step=state.epoch)
+        outcomes.settle()
+        accelerator.log({"loss/epoch_average": state.losses.average or 0.0}, step=state.epoch)
         if validation and validation.due_at_epoch(state.epoch):
-            validate(recipe, validation, losses, accelerator, "epoch", state.epoch)
+            validate(recipe, validation, state, accelerator, "epoch", state.epoch)
         state.epoch_finished = True
         recipe.epoch_finished(state)
         if state.step >= plan.max_train_steps:  # the place stays, for a longer run to go on from
@@ -130,57 +132,24 @@ def run(
 
 
 def update(
-    parameters: list[nn.Parameter],
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    accelerator: Accelerator,
-    max_grad_norm: float,
-    losses: LossRecorder,
-) -> bool:
+    gradients: Gradients, optimizer: Optimizer, scheduler: LRScheduler, accelerator: Accelerator, max_grad_norm: float
+) -> Tensor | bool:
     """One optimizer step on gradients averaged over processes and clipped; whether it was taken, not skipped."""
     if accelerator.num_processes > 1:
-        average_gradients(parameters, accelerator)
-    norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
-    losses.settle()  # the one wait for the device in a step; the norm is read behind it
-    taken = step_if_finite(optimizer, norm, accelerator)
+        gradients.average(accelerator)
+    taken = step_if_finite(optimizer, gradients, accelerator, max_grad_norm)
     scheduler.step()
-    optimizer.zero_grad(set_to_none=True)
+    gradients.clear()
     return taken
 
 
-def average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
-    """The mean over processes, in one message, which also says who has gradients.
-
-    Where a process has none (a dropped layer), its part is 0; where no process has one there is none, as with one
-    process: optimizers leave such parameters alone.
-    """
-    is_here = [parameter.grad is not None for parameter in parameters]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flags = torch.tensor(is_here).to(gradients[0], non_blocking=True)
-    mean = accelerator.reduce(torch.cat([*(gradient.flatten() for gradient in gradients), flags]), reduction="mean")
-    *parts, flags = mean.split([*(p.numel() for p in parameters), len(parameters)])
-    is_anywhere = is_here if all(is_here) else flags.tolist()  # only then the device is waited for
-    for parameter, part, is_there in zip(parameters, parts, is_anywhere, strict=True):
-        parameter.grad = part.view_as(parameter) if is_there else None
-
-
-def log_step(recipe: Recipe, losses: LossRecorder, bar: tqdm, accelerator: Accelerator, state: LoopState) -> None:
-    """The trackers where there are any, and the bar."""
-    average = losses.average  # of up to all batches of an epoch
-    if accelerator.trackers:
-        values = {"loss/current": losses.current, "loss/average": average} if losses.last_are_finite else {}
-        rates = {f"lr/{name}": rate for name, rate in recipe.learning_rates().items()}
-        accelerator.log(values | rates | recipe.metrics(), step=state.step)
-    if average is not None:
-        bar.set_postfix(avr_loss=f"{average:.4f}", refresh=False)
-
-
 def validate(
-    recipe: Recipe, validation: Validation, losses: LossRecorder, accelerator: Accelerator, unit: str, count: int
+    recipe: Recipe, validation: Validation, state: LoopState, accelerator: Accelerator, unit: str, count: int
 ) -> None:
     """The loss on held-out pictures, and how far it is above that of training, said and logged."""
-    losses.settle()
-    loss, trained = validation.loss(recipe), math.nan if losses.average is None else losses.average
+    state.settle()
+    average = state.losses.average
+    loss, trained = validation.loss(recipe), math.nan if average is None else average
     logger.info("%s %d: validation loss %.4f, training loss %.4f", unit, count, loss, trained)
     values = {f"loss/validation/{unit}_average": loss, f"loss/validation/{unit}_divergence": loss - trained}
     accelerator.log(values, step=count)

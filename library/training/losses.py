@@ -1,36 +1,30 @@
 """The losses of a run as they are shown and logged. Needs no torch."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+UNIT = 2.0**149  # every fp32 number is a whole multiple of 1 / UNIT, so that sums of whole numbers are exact
 
 
 @dataclass
 class LossRecorder:
-    """The last loss and the mean over one epoch's batches, of losses that are numbers; they are read once a step."""
+    """The last loss and the mean over one epoch's batches, of losses that are numbers."""
 
     losses: list[float] = field(default_factory=list)
     window: int = 1  # batches of an epoch
-    last_are_finite: bool = field(default=True, compare=False)  # all of those that were read last
-    _pending: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+    _total: int = field(default=0, compare=False, repr=False)  # of `losses`, in units
 
-    def add(self, loss: Tensor) -> None:
-        self._pending.append(loss.detach())
+    def __post_init__(self):
+        self._total = sum(map(in_units, self.losses))
 
-    def settle(self) -> None:
-        """Read the losses that are still on their way."""
-        if self._pending:
-            read = [loss.item() for loss in self._pending]
-            finite = [loss for loss in read if math.isfinite(loss)]
-            self.last_are_finite = len(finite) == len(read)
-            self.losses += finite
-            self._pending = []
-            del self.losses[: -self.window]
+    def add(self, losses: Iterable[float]) -> None:
+        """The losses of further batches."""
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        self.losses += finite
+        gone = self.losses[: -self.window]
+        del self.losses[: -self.window]
+        self._total += sum(map(in_units, finite)) - sum(map(in_units, gone))
 
     @property
     def current(self) -> float | None:
@@ -38,4 +32,8 @@ class LossRecorder:
 
     @property
     def average(self) -> float | None:
-        return sum(self.losses) / len(self.losses) if self.losses else None
+        return self._total / len(self.losses) / UNIT if self.losses else None
+
+
+def in_units(loss: float) -> int:
+    return int(loss * UNIT)

@@ -1,13 +1,11 @@
 """What the loop asks of a run that trains an adapter network: its loss, and what to write when."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,14 +15,14 @@ from library.families.base import Batch, ModelFamily
 from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
 from library.pictures import write_picture
-from library.training.denoising import TORCHS_OWN, Ddpm, denoising_loss
 from library.training.divergence import is_whole, likely_cause
+from library.training.forward_backward import ForwardBackward
+from library.training.gradients import Gradients, gradients_of
 from library.training.metadata import TrainingMetadata
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
 from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
-from library.training.randomness import BatchRandomness, TrainingRandomness
 from library.training.record import StepTimes
 from library.training.rescue import previews_may_fail
 from library.training.run_files import RunFiles, due
@@ -54,45 +52,22 @@ class NetworkRecipe:
         self.family, self.network, self.optimizer, self.spec = family, network, optimizer, spec
         self.accelerator, self.options, self.metadata = accelerator, options, metadata
         self.prompts, self.plan = prompts, plan
-        self.objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
-        self.randomness = TrainingRandomness(accelerator.device, accelerator.process_index)
+        self.forward_backward = ForwardBackward(family, network, accelerator, options)
         self.files = RunFiles(network, metadata, accelerator, options, plan)
         self.names = self.files.names
         self.group_names = [group["name"] for group in groups]
         self.weights = TwoWeights(optimizer) if spec.schedule_free else None
-        self.has_learned = False  # in this run
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.step_times = StepTimes()
 
-    def loss(self, batch: Batch) -> Tensor:
-        return self._losses(batch, randomness=self.randomness.begin(batch.share)).mean()
+    def backward(self, batch: Batch, accumulation: int) -> Tensor:
+        return self.forward_backward.backward(batch, accumulation)
 
     def validation_losses(self, batch: Batch, timesteps: list[int]) -> Tensor:
-        """The loss of each sample at each timestep, [T, B]."""
-        if batch.latents is None:
-            batch = replace(batch, images=None, latents=self.family.vae.encode(batch.images))
-        count = len(batch.captions)
-        return torch.stack(
-            [self._losses(batch, torch.full((count,), t, device=self.accelerator.device)) for t in timesteps]
-        )
+        return self.forward_backward.losses(batch, timesteps)
 
-    def _losses(
-        self, batch: Batch, timesteps: Tensor | None = None, randomness: BatchRandomness = TORCHS_OWN
-    ) -> Tensor:
-        with self.accelerator.autocast():
-            return denoising_loss(self.family, self.objective, batch, timesteps, self.network_off, randomness)
-
-    @contextmanager
-    def network_off(self) -> Iterator[None]:
-        """The base model as it is without the network."""
-        self.network.set_multiplier(0.0)
-        try:
-            yield
-        finally:
-            self.network.set_multiplier(1.0)
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+    def gradients(self) -> Gradients:
+        return gradients_of(self.optimizer, self.network)
 
     def learning_rates(self) -> dict[str, float]:
         rates = {}
@@ -102,20 +77,19 @@ class NetworkRecipe:
                 rates[f"d*lr/{name}"] = group["d"] * group["lr"]
         return rates
 
-    def weights_updated(self) -> None:
-        self.has_learned = True
-        if self.options.scale_weight_norms:
-            self.limited_norms = self.network.limit_norms(self.options.scale_weight_norms)
+    def weights_updated(self, taken: Tensor | bool) -> None:
+        if self.options.scale_weight_norms and taken is not False:
+            self.limited_norms = self.network.limit_norms(self.options.scale_weight_norms, taken)
 
-    def metrics(self) -> dict[str, float]:
-        return self.limited_norms.logged() if self.limited_norms else {}
+    def metrics(self) -> Callable[[], dict[str, float]]:
+        return self.limited_norms.logged if self.limited_norms else dict
 
     def cause_of_nan(self, batches: list[Batch]) -> str | None:
         return likely_cause(self.family, self.network, batches, self.options)
 
     def keep(self, state: LoopState) -> None:
         """Save the network as a step's, where it has learned, is whole and not saved yet, as a run ends too early."""
-        if self.has_learned and self.files.saved_step != state.step and self.can_be_saved():
+        if state.has_learned and self.files.saved_step != state.step and self.can_be_saved():
             self.save(self.names.step(state.step), state, epoch=state.epoch - 1, with_state=False)
 
     def can_be_saved(self) -> bool:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from library.errors import UserError
 from library.families.base import Checkpoint, ModelFamily
 from library.layers.fp8 import hold_in_fp8
+from library.options.derived import network_module
 from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,19 @@ def build_accelerator(options: TrainNetworkOptions) -> Accelerator:
         dynamo_backend="no",  # not what the environment says: `compile_unet` compiles
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop accumulates
         dataloader_config=DataLoaderConfiguration(split_batches=True),  # a schedule steps once, not once a process
-        kwargs_handlers=process_group_settings(options),
+        kwargs_handlers=[*process_group_settings(options), AutocastKwargs(enabled=needs_autocast(options))],
     )
     if options.full_fp16:
         allow_fp16_gradients(accelerator.scaler)
     return accelerator
+
+
+def needs_autocast(options: TrainNetworkOptions) -> bool:
+    """Whether weights and values are converted at each operation: networks of other projects count on it.
+
+    Ours compute in the dtype of the model's frozen weights, to which the inputs of the model are converted once.
+    """
+    return options.mixed_precision != "no" and not network_module(options).startswith("networks.")
 
 
 def process_group_settings(options: DistributedOptions) -> list[InitProcessGroupKwargs]:

@@ -91,7 +91,7 @@ def guided_step(
     doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
     timesteps = timestep.to(family.device).expand(2)
     with torch.autocast(family.device.type, family.dtype, enabled=family.dtype != torch.float32):
-        positive, negative = family.predict(doubled, timesteps, conds, None).float().chunk(2)
+        positive, negative = family.predict(doubled, timesteps, conds).float().chunk(2)
     guided = negative + scale * (positive - negative)
     return scheduler.step(guided, timestep, latents, return_dict=False)[0]
 

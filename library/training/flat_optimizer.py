@@ -1,0 +1,145 @@
+"""An optimizer of PyTorch over `FlatWeights`: a few long vectors instead of hundreds of matrices.
+
+Adam and AdamW treat every number for itself, so the result is the same. What is outside sees the parameters one
+by one, with their states, which makes its state the one that the optimizer alone would write and read.
+"""
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from library.layers.flat import FlatWeights, Span
+from library.training.gradients import clip_factor
+
+FUSED = (AdamW, Adam)  # their one-kernel forms also clip, and skip a step, without the host
+OWN_WAYS = ("foreach", "fused", "capturable", "differentiable")  # where the user says how, that is how
+
+
+def can_be_flat(optimizer: Optimizer) -> bool:
+    return type(optimizer) in FUSED and not any(optimizer.defaults.get(way) for way in OWN_WAYS)
+
+
+class FlatOptimizer(Optimizer):
+    """Trains the parameters of another optimizer, in its way and with its settings."""
+
+    def __init__(self, optimizer: Optimizer, weights: FlatWeights):
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self.kind, self.weights = type(optimizer), weights
+        self.inner: Optimizer | None = None  # over the long vectors
+        self._num_used = 0
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """A step on the gradients as they are."""
+        self._follow()
+        self.inner.step()
+        self._show_states()
+
+    @torch.no_grad()
+    def step_if_finite(self, max_norm: float) -> Tensor:
+        """Clip to the norm (0 is no limit) and take a step; where a gradient is no number, change nothing.
+
+        Returns whether the step was taken, on the device: the host does not wait.
+        """
+        norm = torch.linalg.vector_norm(self.weights.gradients)
+        is_finite = norm.isfinite()
+        self._follow()
+        self.inner.found_inf = (~is_finite).float()
+        self.inner.grad_scale = 1 / clip_factor(norm, max_norm) if max_norm else torch.ones_like(norm)
+        self.inner.step()
+        self._show_states()
+        return is_finite
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the other optimizer writes it, in memory of its own for every parameter."""
+        found = super().state_dict()
+        states = found["state"]
+        found["state"] = {
+            index: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+            for index, state in states.items()
+        }
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.inner = None  # made anew from what was loaded
+
+    def _follow(self) -> None:
+        """Take over the settings of the groups, and parameters that had their first gradient."""
+        used = self.weights.used() if self.inner is None or self._num_used < len(self.weights.spans) else None
+        if used is not None and (self.inner is None or len(used) > self._num_used):
+            self._begin(used)
+        for ours, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
+            inner.update({name: value for name, value in ours.items() if name not in ("params", *OWN_WAYS)})
+
+    def _begin(self, used: list[Span]) -> None:
+        """Make the vectors, of neighbours in the buffer that are of one group and equally old."""
+        self._num_used, self._runs = len(used), []
+        group_of = {id(p): index for index, group in enumerate(self.param_groups) for p in group["params"]}
+        groups: list[dict] = [{**group, "params": [], "fused": True} for group in self.param_groups]
+
+        def kind(span: Span) -> tuple:
+            index = group_of[id(span.parameter)]
+            return index, age_of(self.state.get(span.parameter))
+
+        for (index, _), members in groupby(used, kind):
+            for spans in neighbours(list(members)):
+                run = slice(spans[0].start, spans[-1].padded_stop)
+                vector = nn.Parameter(self.weights.values[run])
+                vector.grad = self.weights.gradients[run]
+                groups[index]["params"].append(vector)
+                self._runs.append((vector, spans))
+        self.inner = self.kind(groups)
+        for vector, spans in self._runs:
+            if self.state.get(spans[0].parameter):
+                self.inner.state[vector] = self._joined(vector, spans)
+        self._are_shown = False
+
+    def _joined(self, vector: Tensor, spans: list[Span]) -> dict[str, Any]:
+        """The state of a vector from those of its parameters."""
+        joined: dict[str, Any] = {}
+        for name, value in self.state[spans[0].parameter].items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                is_tensor = isinstance(value, Tensor)
+                joined[name] = value.to(vector.device, torch.float32, copy=True) if is_tensor else value
+                continue
+            joined[name] = torch.zeros_like(vector)
+            for span in spans:
+                start = span.start - spans[0].start
+                part = joined[name][start : start + span.parameter.numel()]
+                part.copy_(self.state[span.parameter][name].flatten())
+        return joined
+
+    def _show_states(self) -> None:
+        """Let every parameter have its part of the vectors' states, once they are there."""
+        if self._are_shown:
+            return
+        for vector, spans in self._runs:
+            for span in spans:
+                start = span.start - spans[0].start
+                self.state[span.parameter] = {
+                    name: value[start : start + span.parameter.numel()].view(span.parameter.shape)
+                    if isinstance(value, Tensor) and value.ndim
+                    else value
+                    for name, value in self.inner.state[vector].items()
+                }
+        self._are_shown = True
+
+
+def age_of(state: dict[str, Any] | None) -> float | None:
+    """The steps that a state has seen; None without one."""
+    return float(state["step"]) if state and "step" in state else None
+
+
+def neighbours(spans: list[Span]) -> list[list[Span]]:
+    """The spans in stretches without a gap."""
+    stretches: list[list[Span]] = []
+    for span in spans:
+        if stretches and stretches[-1][-1].padded_stop == span.start:
+            stretches[-1].append(span)
+        else:
+            stretches.append([span])
+    return stretches
