@@ -9,13 +9,14 @@ Needs no network. docs/benchmarks.md says how each figure is measured.
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.benchmarks.contestants import DIFFUSERS_MODES, OUR_MODES, PEER_MODES, Contestant, contestants_of
 from tools.benchmarks.fidelity import verdicts
-from tools.benchmarks.harness import Control, run_rounds
+from tools.benchmarks.harness import Control, Schedule, run_rounds
 from tools.benchmarks.inputs import HERE, Inputs
 from tools.benchmarks.machine import machine, peak_flops
 from tools.benchmarks.measures import MEASURES, Bench
@@ -114,15 +115,14 @@ def measured(options: argparse.Namespace, bench: Bench, contestants: list[Contes
         say("losses")
         reference = Contestant("diffusers", "fp32", (), sys.executable, HERE / "diffusers_loop.py")
         outcome.verdicts = verdicts(bench, contestants, reference, options.fidelity_steps)
+    spare = options.rounds if options.spare_rounds is None else options.spare_rounds
+    rounds, once = Schedule(options.rounds, spare, control, options.clock, say), Schedule(1, say=say)
     for name in options.measure:
         say(name)
         measure = MEASURES[name]
         asked = [who for who in contestants if measure.is_for(who)]
         asked = asked[:1] if measure.is_of_dataset else asked
-        count = options.rounds if measure.in_rounds else 1
-        spare = (count if options.spare_rounds is None else options.spare_rounds) if measure.in_rounds else 0
-        take = lambda who, measure=measure: measure.run(bench, who)  # noqa: E731
-        outcome.rounds[name] = run_rounds(asked, take, count, spare, control, options.clock, say) if asked else []
+        outcome.rounds[name] = run_rounds(asked, partial(measure.run, bench), rounds if measure.in_rounds else once)
     return outcome
 
 

@@ -116,32 +116,47 @@ class Round:
     void: str = ""  # why it does not count; empty where it does
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How often contestants are measured, and what a round is judged by."""
+
+    count: int  # rounds that must be valid
+    spare: int = 0  # rounds more than that, at most
+    control: Control | None = None  # without one every round is valid: counts do not depend on the machine's mood
+    clock: str = "wall"
+    say: Callable[[str], None] = print
+
+
 def run_rounds(
-    contestants: list[Contestant],
-    measure: Callable[[Contestant], Figures],
-    count: int,
-    spare: int,
-    control: Control,
-    clock: str,
-    say: Callable[[str], None],
+    contestants: list[Contestant], measure: Callable[[Contestant], Figures], schedule: Schedule
 ) -> list[Round]:
-    """Rounds until `count` of them are valid, `spare` more than that at most. Who fails once is not asked again."""
+    """All contestants in turn, as often as the schedule has it. Who fails is not asked again."""
     rounds: list[Round] = []
-    while sum(not done.void for done in rounds) < count and len(rounds) < count + spare:
-        failed = {name for done in rounds for name in done.failures}
-        current = Round(controls=[control.read()])
-        for contestant in contestants:
-            if contestant.name in failed:
-                continue
-            try:
-                current.figures[contestant.name] = measure(contestant)
-            except RunFailed as error:
-                current.failures[contestant.name] = str(error)
-            current.controls.append(control.read())
-        current.void = why_void(current, [done for done in rounds if not done.void], clock)
+    left = list(contestants)
+    while left and sum(not done.void for done in rounds) < schedule.count:
+        if len(rounds) == schedule.count + schedule.spare:
+            break
+        current = one_round(left, measure, schedule.control)
+        if schedule.control:
+            current.void = why_void(current, [done for done in rounds if not done.void], schedule.clock)
         rounds.append(current)
-        say(f"  round {len(rounds)}: {'void, ' + current.void if current.void else 'valid'}")
+        left = [contestant for contestant in left if contestant.name not in current.failures]
+        schedule.say(f"  round {len(rounds)}: {'void, ' + current.void if current.void else 'valid'}")
     return rounds
+
+
+def one_round(
+    contestants: list[Contestant], measure: Callable[[Contestant], Figures], control: Control | None
+) -> Round:
+    current = Round(controls=[control.read()] if control else [])
+    for contestant in contestants:
+        try:
+            current.figures[contestant.name] = measure(contestant)
+        except RunFailed as error:
+            current.failures[contestant.name] = str(error)
+        if control:
+            current.controls.append(control.read())
+    return current
 
 
 def why_void(current: Round, valid: list[Round], clock: str) -> str:

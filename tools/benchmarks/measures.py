@@ -18,6 +18,7 @@ from tools.benchmarks.inputs import FEW, HERE, REPEATS, Inputs
 GIB = 2**30
 SAVE_EVERY, NUM_SAVES = 3, 5
 PHOTO_SCALE = 1.5  # of pictures whose latents are cached, against the resolution of training
+IN_CPU = ", CPU"  # ends the name of a figure in seconds of CPU, beside that of the clock
 SCAN_LINE = re.compile(r"(.+?) +([\d.]+) s, +([\d.]+) s of CPU")
 
 
@@ -33,12 +34,19 @@ class Bench:
     scan_sizes: tuple[int, ...]
     timeout: float  # seconds of one run
 
-    def run(self, contestant: Contestant, pictures: Path, steps: int, *, keep: bool = False, **more: Any) -> Facts:
-        """Train from an empty output folder; what `Job` does not know is a setting of hook.py."""
+    def run(self, contestant: Contestant, pictures: Path, steps: int, fresh: bool = True, **more: Any) -> Facts:
+        """Train on a copy of the pictures, which has no caches where it is `fresh`, into an empty output folder.
+
+        What `Job` does not know of the rest is a setting of hook.py.
+        """
         folder = self.folder_of(contestant)
-        shutil.rmtree(folder / "output", ignore_errors=True)
+        own_pictures, output = folder / "pictures", folder / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        if fresh:
+            shutil.rmtree(own_pictures, ignore_errors=True)
+            shutil.copytree(pictures, own_pictures)
         of_job = {name: more.pop(name) for name in ("save_every", "cache_to_disk") if name in more}
-        job = Job(pictures, folder / "output", steps, **of_job)
+        job = Job(own_pictures, output, steps, **of_job)
         return launch(contestant, contestant.arguments(self.inputs, job), folder, self.timeout, **more)
 
     def folder_of(self, contestant: Contestant) -> Path:
@@ -102,14 +110,11 @@ def percentile(values: list[float], percent: float) -> float:
 
 def start(bench: Bench, contestant: Contestant) -> Figures:
     """--help, and the way to the end of the first step: without the program's own caches, and with them."""
-    folder = bench.folder_of(contestant)
-    pictures = folder / "pictures"
-    shutil.rmtree(pictures, ignore_errors=True)
-    shutil.copytree(bench.few_pictures(), pictures)
-    helped = launch(contestant, ["--help"], folder, bench.timeout)
+    helped = launch(contestant, ["--help"], bench.folder_of(contestant), bench.timeout)
     figures = {"help_s": helped.wall_s, "help_cpu_s": helped.cpu_s, "help_mib": helped.peak_rss / 2**20}
     for state in ("cold", "warm"):
-        facts = bench.run(contestant, pictures, 1, cache_to_disk=contestant.caches_latents)
+        to_disk = contestant.caches_latents
+        facts = bench.run(contestant, bench.few_pictures(), 1, fresh=state == "cold", cache_to_disk=to_disk)
         if not facts.steps:
             raise RunFailed("no optimizer step was seen")
         figures[f"{state}_s"], figures[f"{state}_cpu_s"] = facts.steps[0]
@@ -126,7 +131,7 @@ def scan(bench: Bench, contestant: Contestant) -> Figures:
         if done.returncode:
             raise RunFailed(done.stderr.strip().splitlines()[-1])
         for what, wall, cpu in SCAN_LINE.findall(done.stdout):
-            figures |= {f"{size}: {what.strip()}": float(wall), f"{size}: {what.strip()}, CPU": float(cpu)}
+            figures |= {f"{size}: {what.strip()}": float(wall), f"{size}: {what.strip()}{IN_CPU}": float(cpu)}
     return figures
 
 
@@ -134,9 +139,7 @@ def cache(bench: Bench, contestant: Contestant) -> Figures:
     """A picture's way into the cache on disk, with the VAE and with one that returns zeros at once: the host's cost."""
     figures = {}
     for name, count, is_null in (("vae", max(4, bench.num_cached // 8), False), ("null", bench.num_cached, True)):
-        pictures = bench.folder_of(contestant) / "photos"
-        shutil.rmtree(pictures, ignore_errors=True)
-        shutil.copytree(bench.inputs.pictures(count, 1, PHOTO_SCALE), pictures)
+        pictures = bench.inputs.pictures(count, 1, PHOTO_SCALE)
         facts = bench.run(contestant, pictures, 1, cache_to_disk=True, null_vae=is_null)
         side = bench.inputs.resolution
         calls = [call for call in facts.encodes if call["size_hw"] == [side, side]]

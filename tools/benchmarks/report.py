@@ -9,7 +9,7 @@ from typing import Any
 from tools.benchmarks.contestants import Contestant
 from tools.benchmarks.fidelity import Verdict
 from tools.benchmarks.harness import Round
-from tools.benchmarks.measures import MEASURES, Column, Measure
+from tools.benchmarks.measures import IN_CPU, MEASURES, Column, Measure
 
 
 @dataclass
@@ -82,11 +82,10 @@ def section(outcome: Outcome, name: str, measure: Measure, rounds: list[Round]) 
     with_mfu = name == "step" and outcome.peak_flops
     head = ["contestant", *(column.title for column in columns), *(["MFU"] if with_mfu else [])]
     if measure.is_of_dataset:
-        head[0], rows = "what", [[column.title, cell(rounds, asked[0].name, column)] for column in columns]
-        head = ["what", "s, median"]
+        head, rows = ["what", "s, median", "CPU s"], rows_of_dataset(rounds, columns)
     else:
         rows = [row(outcome, who, columns, rounds, with_mfu) for who in asked]
-    parts.append(table(head, rows))
+    parts += [table(head, rows)] if rows else []
     parts += [f"{who}: {why}" for done in rounds for who, why in done.failures.items()]
     if with_mfu:
         tera = outcome.step_flops / 1e12, outcome.peak_flops / 1e12
@@ -103,6 +102,8 @@ def validity(rounds: list[Round]) -> str:
     """Which rounds count."""
     void = [f"round {number}: {done.void}" for number, done in enumerate(rounds, start=1) if done.void]
     num_valid = len(rounds) - len(void)
+    if not rounds:
+        return "Nobody was measured."
     if not void:
         return f"{len(rounds)} of {len(rounds)} rounds are valid."
     if num_valid:
@@ -124,6 +125,13 @@ def row(outcome: Outcome, who: Contestant, columns: Iterable[Column], rounds: li
         cells[0] += " (does not count)"
         cells[1:] = [f"~~{value}~~" for value in cells[1:]]
     return cells
+
+
+def rows_of_dataset(rounds: list[Round], columns: Iterable[Column]) -> list[list[str]]:
+    """A line for each thing that was timed, with its CPU time, whose key ends so."""
+    (name,) = {name for done in rounds for name in done.figures} or {""}
+    timed = [column for column in columns if not column.key.endswith(IN_CPU)]
+    return [[at.title, cell(rounds, name, at), cell(rounds, name, Column(at.key + IN_CPU, ""))] for at in timed]
 
 
 def cell(rounds: list[Round], name: str, column: Column) -> str:
