@@ -75,12 +75,17 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
-    """The one contestant of a stand-in checkout."""
-    checkout = tmp_path_factory.mktemp("sd-scripts")
-    (checkout / "train_network.py").write_text(STAND_IN, encoding="utf-8")
-    found = contestants_of("sd1", [], [], checkout, sys.executable, ["fp32="])
-    return next(who for who in found if who.kind == "kohya")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sd-scripts")
+    for name in ("train_network.py", "sdxl_train_network.py"):
+        (folder / name).write_text(STAND_IN, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def peer(checkout) -> Contestant:
+    """The stand-in checkout in one mode."""
+    return contestants_of("sd1", [], [], ["fp32="], checkout, sys.executable)[-1]
 
 
 def test_a_foreign_program_is_measured_by_its_optimizer_loss_and_loader(bench, peer):
@@ -146,8 +151,8 @@ def test_what_must_agree(losses, is_reduced, is_foreign, counts):
 
 def measured(walls: list[float], rounds: int = 2, spare: int = 2) -> list[Round]:
     """Rounds of two contestants, the second twice as slow, with these readings of the control."""
-    schedule = Schedule(rounds, spare, Readings(*walls), "wall", lambda line: None)
-    return run_rounds(CONTESTANTS, lambda who: FIGURES[who.name], schedule)
+    schedule = Schedule(rounds, spare, Readings(*walls))
+    return list(run_rounds(CONTESTANTS, lambda who: FIGURES[who.name], schedule))
 
 
 CONTESTANTS = [
@@ -183,9 +188,9 @@ def test_who_fails_is_not_asked_again():
             raise RunFailed("out of memory")
         return FIGURES[who.name]
 
-    rounds = run_rounds(CONTESTANTS, fails, Schedule(3, say=lambda line: None))
+    rounds = list(run_rounds(CONTESTANTS, fails, Schedule(3)))
     assert [done.failures for done in rounds] == [{"ours fp32": "out of memory"}, {}, {}]
-    assert "ours fp32: out of memory" in report.markdown(outcome_of(rounds))
+    assert "ours fp32 failed: out of memory" in report.markdown(outcome_of(rounds))
     assert drift([{"wall": 2.0}, {"wall": 2.5}], ("wall", "gpu")) == pytest.approx(0.25)
 
 
@@ -242,24 +247,28 @@ def test_mistakes_are_told(argument, tmp_path, capsys):
     assert argument[:6] in capsys.readouterr().err or "mode" in argument
 
 
+def test_scans_have_lines_of_their_own():
+    outcome = outcome_of([])
+    figures = {"20: audit": 0.5, "20: audit, CPU": 0.25}
+    outcome.rounds = {"scan": [Round({"ours fp32": figures})]}
+    assert "| 20: audit | 0.500 | 0.250 |" in report.markdown(outcome)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_ours_and_the_plain_loop_agree_and_are_measured(kind, tmp_path):
-    """In fp32 the two have the same losses, by different code; every measure has its figures."""
+def test_ours_and_the_plain_loop_agree_and_the_stand_in_does_not(kind, checkout, tmp_path):
+    """In fp32 ours and the plain loop have the same losses, by different code; every measure has its figures."""
     text = "" if kind == "sd1" else " --cache_text_encoder_outputs"
     benchmark.main(
         f"--kind {kind} --size toy --rank 4 --rounds 1 --spare_rounds 0 --steps 3 --warmup 1 --fidelity_steps 3 "
-        "--measure all --cache_pictures 16 --scan_sizes 20".split()
-        + ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "result.md"), "--diffusers_mode", "fp32="]
+        "--measure all --cache_pictures 16 --scan_sizes 20 --diffusers_mode fp32= --peer_mode fp32=".split()
+        + ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "result.md"), "--peer", str(checkout)]
         + ["--mode", f"fp32=--cache_latents{text}"]
         + ["--mode", f"bf16=--cache_latents --mixed_precision bf16{text}"]
     )
     facts = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert {name: found["counts"] for name, found in facts["verdicts"].items()} == {
-        "ours fp32": True,
-        "ours bf16": True,
-        "diffusers fp32": True,
-    }
+    counts = {name: found["counts"] for name, found in facts["verdicts"].items()}
+    assert counts == {"diffusers fp32": True, "ours fp32": True, "ours bf16": True, "kohya fp32": False}
     ours, loop = (facts["verdicts"][name]["losses"] for name in ("ours fp32", "diffusers fp32"))
     assert ours == pytest.approx(loop, abs=1e-5)
     assert not [done["failures"] for rounds in facts["rounds"].values() for done in rounds if done["failures"]]
@@ -268,4 +277,5 @@ def test_ours_and_the_plain_loop_agree_and_are_measured(kind, tmp_path):
         for figures in rounds[0]["figures"].values():
             assert {column.key for column in MEASURES[name].columns} <= figures.keys()
     assert facts["step_flops"] > 1e8
-    assert "## Caching latents" in (tmp_path / "result.md").read_text(encoding="utf-8")
+    text = (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert "## Caching latents" in text and "| kohya fp32 (does not count) |" in text

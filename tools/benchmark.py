@@ -9,11 +9,13 @@ Needs no network. docs/benchmarks.md says how each figure is measured.
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from library.files import write_text_whole
 from tools.benchmarks.contestants import DIFFUSERS_MODES, OUR_MODES, PEER_MODES, Contestant, contestants_of
 from tools.benchmarks.fidelity import verdicts
 from tools.benchmarks.harness import Control, Schedule, run_rounds
@@ -29,7 +31,12 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--work", type=Path, required=True, metavar="DIR", help="keeps models and pictures between calls")
-    add("--output", type=Path, metavar="FILE.md", help="write the tables there, and all raw figures beside it as .json")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE.md",
+        help="write the tables there and all raw figures beside it as .json, anew after every round",
+    )
     add("--measure", default="step,profile", help=f"of {','.join(MEASURES)}, or all (default: %(default)s)")
     add("--kind", choices=("sd1", "sdxl"), default="sd1")
     add("--size", choices=RESOLUTIONS, default="toy", help="of the random model (default: %(default)s)")
@@ -79,51 +86,67 @@ def main(argv: list[str] | None = None) -> None:
     work = options.work.resolve()
     resolution = options.resolution or RESOLUTIONS[options.size]
     inputs = Inputs(work, options.kind, options.size, resolution, options.batch, options.rank)
-    say("making models and pictures, where they are not there yet")
+    say("making the model, where it is not there yet")
     inputs.make_models()
-    peer = options.peer.resolve() if options.peer else None
-    contestants = contestants_of(
-        options.kind, options.mode, options.diffusers_mode, peer, options.peer_python, options.peer_mode
-    )
-    if options.no_diffusers:
-        contestants = [who for who in contestants if who.kind != "diffusers"]
     sizes = tuple(int(size) for size in options.scan_sizes.split(","))
     bench = Bench(inputs, work / "runs", options.steps, options.warmup, options.cache_pictures, sizes, options.timeout)
-    outcome = measured(options, bench, contestants)
-    text = markdown(outcome)
-    say("\n" + text)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text, encoding="utf-8")
-        figures = json.dumps(as_json(outcome), indent=1, ensure_ascii=False)
-        options.output.with_suffix(".json").write_text(figures, encoding="utf-8")
+    outcome = None
+    for outcome in outcomes(options, bench):
+        if options.output:
+            write(outcome, options.output)
+    say("\n" + markdown(outcome))
 
 
-def measured(options: argparse.Namespace, bench: Bench, contestants: list[Contestant]) -> Outcome:
-    """Compare the losses, then take every measure."""
+def outcomes(options: argparse.Namespace, bench: Bench) -> Iterator[Outcome]:
+    """The same outcome after everything that was added to it: the losses are compared, then measures are taken."""
     facts = bench.inputs.torch_facts()
     control = Control(on_gpu=facts["gpu"] is not None)
-    peak, peak_is_of = peak_of(options, facts["gpu"], control)
-    setup = {
-        "model": f"{bench.inputs.kind}, {bench.inputs.size} size, random weights",
-        "training": f"{bench.inputs.resolution}x{bench.inputs.resolution}, batch {bench.inputs.batch}, rank "
-        f"{bench.inputs.rank} on the U-Net, AdamW, {bench.steps} steps after {bench.warmup}",
-        "compared by": f"{options.clock} seconds",
-    }
-    outcome = Outcome(machine(facts), setup, options.clock, contestants, {}, {}, facts["step_flops"], peak, peak_is_of)
+    contestants = chosen_contestants(options)
+    outcome = Outcome(
+        machine(facts), setup_of(options, bench), options.clock, contestants, {}, {}, facts["step_flops"],
+        *peak_of(options, facts["gpu"], control),
+    )  # fmt: skip
     if options.fidelity_steps:
         say("losses")
         reference = Contestant("diffusers", "fp32", (), sys.executable, HERE / "diffusers_loop.py")
         outcome.verdicts = verdicts(bench, contestants, reference, options.fidelity_steps)
+    yield outcome
     spare = options.rounds if options.spare_rounds is None else options.spare_rounds
-    rounds, once = Schedule(options.rounds, spare, control, options.clock, say), Schedule(1, say=say)
+    schedule = Schedule(options.rounds, spare, control, options.clock)
     for name in options.measure:
         say(name)
         measure = MEASURES[name]
         asked = [who for who in contestants if measure.is_for(who)]
         asked = asked[:1] if measure.is_of_dataset else asked
-        outcome.rounds[name] = run_rounds(asked, partial(measure.run, bench), rounds if measure.in_rounds else once)
-    return outcome
+        rounds = outcome.rounds[name] = []
+        for done in run_rounds(asked, partial(measure.run, bench), schedule if measure.in_rounds else Schedule(1)):
+            rounds.append(done)
+            say(f"  round {len(rounds)}: {'void, ' + done.void if done.void else 'valid'}")
+            yield outcome
+
+
+def chosen_contestants(options: argparse.Namespace) -> list[Contestant]:
+    peer = options.peer.resolve() if options.peer else None
+    modes = options.mode, options.diffusers_mode, options.peer_mode
+    found = contestants_of(options.kind, *modes, peer, options.peer_python)
+    return [who for who in found if who.kind != "diffusers" or not options.no_diffusers]
+
+
+def setup_of(options: argparse.Namespace, bench: Bench) -> dict[str, str]:
+    """What a reader must know of the runs."""
+    inputs = bench.inputs
+    training = f"{inputs.resolution}x{inputs.resolution}, batch {inputs.batch}, rank {inputs.rank} on the U-Net, AdamW"
+    return {
+        "model": f"{inputs.kind}, {inputs.size} size, random weights",
+        "training": f"{training}, {bench.steps} steps after {bench.warmup}",
+        "compared by": f"{options.clock} seconds",
+    }
+
+
+def write(outcome: Outcome, path: Path) -> None:
+    """The tables, and all raw figures beside them."""
+    write_text_whole(path, markdown(outcome))
+    write_text_whole(path.with_suffix(".json"), json.dumps(as_json(outcome), indent=1, ensure_ascii=False))
 
 
 def peak_of(options: argparse.Namespace, gpu: str | None, control: Control) -> tuple[float, str]:

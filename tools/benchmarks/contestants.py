@@ -121,7 +121,7 @@ def modes_of(given: list[str], defaults: dict[str, str]) -> dict[str, str]:
 
 
 def contestants_of(
-    kind: str, modes: list[str], diffusers_modes: list[str], peer: Path | None, peer_python: str, peer_modes: list[str]
+    kind: str, modes: list[str], diffusers_modes: list[str], peer_modes: list[str], peer: Path | None, peer_python: str
 ) -> list[Contestant]:
     """All contestants in the order they run in; `kind` is that of the model."""
     text = SDXL_TEXT if kind == "sdxl" else ""

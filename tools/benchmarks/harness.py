@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,11 @@ class Schedule:
     spare: int = 0  # rounds more than that, at most
     control: Control | None = None  # without one every round is valid: counts do not depend on the machine's mood
     clock: str = "wall"
-    say: Callable[[str], None] = print
 
 
 def run_rounds(
     contestants: list[Contestant], measure: Callable[[Contestant], Figures], schedule: Schedule
-) -> list[Round]:
+) -> Iterator[Round]:
     """All contestants in turn, as often as the schedule has it. Who fails is not asked again."""
     rounds: list[Round] = []
     left = list(contestants)
@@ -141,8 +140,7 @@ def run_rounds(
             current.void = why_void(current, [done for done in rounds if not done.void], schedule.clock)
         rounds.append(current)
         left = [contestant for contestant in left if contestant.name not in current.failures]
-        schedule.say(f"  round {len(rounds)}: {'void, ' + current.void if current.void else 'valid'}")
-    return rounds
+        yield current
 
 
 def one_round(

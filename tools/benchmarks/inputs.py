@@ -11,7 +11,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 WORDS = ["garden", "smile", "blue sky", "tree", "hat", "red dress", "long hair", "from side", "standing", "outdoors"]
-FEW = 8  # pictures of a run whose steps are timed
+FEW = 4  # pictures of a run whose steps are timed
 REPEATS = 1000  # of each picture in an epoch, so that no run reaches its end
 
 

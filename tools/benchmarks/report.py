@@ -76,48 +76,42 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def section(outcome: Outcome, name: str, measure: Measure, rounds: list[Round]) -> list[str]:
+    """What one measure found: which rounds count, the figures, who failed, and ratios."""
     asked = [who for who in outcome.contestants if any(who.name in {*r.figures, *r.failures} for r in rounds)]
-    parts = [f"## {measure.title}", validity(rounds)]
-    columns = measure.columns or columns_of(rounds)
-    with_mfu = name == "step" and outcome.peak_flops
-    head = ["contestant", *(column.title for column in columns), *(["MFU"] if with_mfu else [])]
+    parts = [f"## {measure.title}", validity(rounds) if measure.in_rounds else "Counted once."]
     if measure.is_of_dataset:
-        head, rows = ["what", "s, median", "CPU s"], rows_of_dataset(rounds, columns)
+        parts.append(table(["what", "s, median", "CPU s"], rows_of_dataset(rounds)))
     else:
-        rows = [row(outcome, who, columns, rounds, with_mfu) for who in asked]
-    parts += [table(head, rows)] if rows else []
-    parts += [f"{who}: {why}" for done in rounds for who, why in done.failures.items()]
-    if with_mfu:
-        tera = outcome.step_flops / 1e12, outcome.peak_flops / 1e12
-        parts.append(
-            f"MFU: {tera[0]:.4g} TFLOP a step (forward and backward, nothing computed twice) over {tera[1]:.4g} "
-            f"TFLOP/s ({outcome.peak_is_of}), in {'CPU' if outcome.clock == 'cpu' else 'wall'} seconds."
-        )
-    return parts + [
-        part for key in measure.judged[outcome.clock] for part in ratios(outcome, measure, key, asked, rounds)
-    ]
+        mfu = ["MFU"] if name == "step" else []
+        head = ["contestant", *(column.title for column in measure.columns), *mfu]
+        parts.append(table(head, [row(outcome, who, measure, rounds, with_mfu=bool(mfu)) for who in asked]))
+        parts += [mfu_note(outcome)] if mfu else []
+    parts += [f"{who} failed: {why}" for done in rounds for who, why in done.failures.items()]
+    for key in measure.judged[outcome.clock]:
+        parts += ratios(outcome, measure, key, asked, rounds)
+    return parts
 
 
 def validity(rounds: list[Round]) -> str:
     """Which rounds count."""
     void = [f"round {number}: {done.void}" for number, done in enumerate(rounds, start=1) if done.void]
     num_valid = len(rounds) - len(void)
-    if not rounds:
-        return "Nobody was measured."
     if not void:
-        return f"{len(rounds)} of {len(rounds)} rounds are valid."
+        return f"All rounds are valid: {num_valid}."
     if num_valid:
         return f"{num_valid} of {len(rounds)} rounds are valid, and only those count. Void: {'; '.join(void)}."
     return f"**VOID**: no round is valid, the figures are of all of them. {'; '.join(void)}."
 
 
-def columns_of(rounds: list[Round]) -> list[Column]:
-    keys = dict.fromkeys(key for done in rounds for figures in done.figures.values() for key in figures)
-    return [Column(key, key) for key in keys]
+def mfu_note(outcome: Outcome) -> str:
+    return (
+        f"MFU: {outcome.step_flops / 1e12:.4g} TFLOP a step (forward and backward, nothing computed twice) over "
+        f"{outcome.peak_flops / 1e12:.4g} TFLOP/s ({outcome.peak_is_of}), in {outcome.clock} seconds."
+    )
 
 
-def row(outcome: Outcome, who: Contestant, columns: Iterable[Column], rounds: list[Round], with_mfu: bool) -> list[str]:
-    cells = [who.name, *(cell(rounds, who.name, column) for column in columns)]
+def row(outcome: Outcome, who: Contestant, measure: Measure, rounds: list[Round], with_mfu: bool) -> list[str]:
+    cells = [who.name, *(cell(rounds, who.name, column) for column in measure.columns)]
     if with_mfu:
         seconds = values(rounds, who.name, "step_cpu_s" if outcome.clock == "cpu" else "step_s")
         cells.append(f"{outcome.step_flops / median(seconds) / outcome.peak_flops:.1%}" if seconds else "–")
@@ -127,11 +121,14 @@ def row(outcome: Outcome, who: Contestant, columns: Iterable[Column], rounds: li
     return cells
 
 
-def rows_of_dataset(rounds: list[Round], columns: Iterable[Column]) -> list[list[str]]:
-    """A line for each thing that was timed, with its CPU time, whose key ends so."""
-    (name,) = {name for done in rounds for name in done.figures} or {""}
-    timed = [column for column in columns if not column.key.endswith(IN_CPU)]
-    return [[at.title, cell(rounds, name, at), cell(rounds, name, Column(at.key + IN_CPU, ""))] for at in timed]
+def rows_of_dataset(rounds: list[Round]) -> list[list[str]]:
+    """A line for each thing that was timed, with its CPU time, whose name ends so."""
+    names = dict.fromkeys((who, key) for done in rounds for who, figures in done.figures.items() for key in figures)
+    return [
+        [key, cell(rounds, who, Column(key, key)), cell(rounds, who, Column(key + IN_CPU, key))]
+        for who, key in names
+        if not key.endswith(IN_CPU)
+    ]
 
 
 def cell(rounds: list[Round], name: str, column: Column) -> str:
