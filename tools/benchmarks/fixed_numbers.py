@@ -42,7 +42,7 @@ def fix(torch, step: Callable[[], int]) -> None:
     @functools.wraps(randint)
     def fixed_randint(*limits_and_size, **more):
         *limits, size = (*limits_and_size, more["size"]) if "size" in more else limits_and_size
-        if len(size) != 1:
+        if len(size) != 1 or "high" in more:
             return randint(*limits_and_size, **more)
         low, high = limits if len(limits) == 2 else (0, *limits)
         drawn = randint(low, high, tuple(size), generator=generator(step(), 1))

@@ -39,6 +39,16 @@ class Facts:
     encodes: list[dict]
     profiled: dict[str, int]
 
+    @property
+    def walls(self) -> list[float]:
+        """The end of each step: on the GPU where there is one, since the host runs ahead of it."""
+        return self.gpu_steps or [wall for wall, _ in self.steps]
+
+    @property
+    def cpus(self) -> list[float]:
+        """Seconds of CPU at the end of each step."""
+        return [cpu for _, cpu in self.steps]
+
 
 def launch(contestant: Contestant, arguments: list[str], folder: Path, timeout: float, **settings: Any) -> Facts:
     """Run a contestant under hook.py in a folder of its own, which keeps what it printed."""

@@ -80,12 +80,11 @@ class Measure:
 
 def step(bench: Bench, contestant: Contestant) -> Figures:
     facts = bench.run(contestant, bench.few_pictures(), bench.warmup + bench.steps)
-    walls = facts.gpu_steps or [wall for wall, _ in facts.steps]
-    seconds = intervals(walls, bench)
+    seconds = intervals(facts.walls, bench)
     return {
         "step_s": statistics.median(seconds),
         "step_p95_s": percentile(seconds, 95),
-        "step_cpu_s": statistics.median(intervals([cpu for _, cpu in facts.steps], bench)),
+        "step_cpu_s": statistics.median(intervals(facts.cpus, bench)),
         "wait_ms": 1000 * statistics.median(facts.waits[bench.warmup :]) if facts.waits else 0.0,
         "rss_gib": facts.peak_rss / GIB,
         "gpu_gib": facts.peak_gpu / GIB,
@@ -157,8 +156,7 @@ def save(bench: Bench, contestant: Contestant) -> Figures:
     total = bench.warmup + SAVE_EVERY * NUM_SAVES + 1
     facts = bench.run(contestant, bench.few_pictures(), total, save_every=SAVE_EVERY)
     figures = {}
-    for clock, key in enumerate(("stall_ms", "stall_cpu_ms")):
-        ends = [moment[clock] for moment in facts.steps]
+    for key, ends in (("stall_ms", facts.walls), ("stall_cpu_ms", facts.cpus)):
         with_save, without = [], []
         for number, (before, after) in enumerate(pairwise(ends), start=1):  # `number` steps are done before it
             if number >= bench.warmup:
