@@ -155,7 +155,7 @@ def peak_of(options: argparse.Namespace, gpu: str | None, control: Control) -> t
         return options.peak_tflops * 1e12, "as given"
     if known := peak_flops(gpu):
         return known, f"{gpu}, dense bf16"
-    return control.flops_per_second(control.read()), "the control product's rate in fp32 on the CPU"
+    return control.flops_per_second(options.clock), "the control product's rate in fp32 on the CPU"
 
 
 if __name__ == "__main__":

@@ -102,8 +102,9 @@ class Control:
             reading["gpu"] = float(printed.splitlines()[-1])
         return reading
 
-    def flops_per_second(self, reading: Figures) -> float:
-        return 2 * self.SIZE**3 / reading["wall"]
+    def flops_per_second(self, clock: str) -> float:
+        """What the product reaches now."""
+        return 2 * self.SIZE**3 / self.read()[clock]
 
 
 def drift(readings: Iterable[Figures], clocks: Iterable[str]) -> float:
