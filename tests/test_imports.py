@@ -61,6 +61,7 @@ TORCH_FREE = (
     "networks.blocks",
     "networks.external_arguments",
     "networks.lora_arguments",
+    "tools.benchmark",
     "tools.install",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")

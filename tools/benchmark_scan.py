@@ -37,7 +37,7 @@ def make_pictures(folder: Path, count: int) -> None:
 def timed(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     wall, cpu = time.perf_counter(), time.process_time()
     result = function(*arguments)
-    print(f"{what:<32} {time.perf_counter() - wall:8.2f} s, {time.process_time() - cpu:7.2f} s of CPU", flush=True)
+    print(f"{what:<32} {time.perf_counter() - wall:8.3f} s, {time.process_time() - cpu:7.3f} s of CPU", flush=True)
     return result
 
 
