@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from library.dataset import picture_files, picture_index
 from library.dataset.config import SubsetOptions
-from library.dataset.picture_index import NAME, FolderIndex, PictureIndex, packed, unpacked
+from library.dataset.index_file import Remembered, packed, unpacked
+from library.dataset.picture_index import NAME, FolderIndex, PictureIndex
 from library.dataset.scan import ScannedDataset, scan, verify_pictures
 from library.errors import UserError
 
@@ -18,14 +20,21 @@ NAMES = ("a.png", "图 片.jpg", "é b.webp")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures with captions, scanned once."""
+    """Three pictures with captions an hour old, scanned once."""
     folder = tmp_path / "中文 路径"
     folder.mkdir()
     for number, name in enumerate(NAMES):
         Image.new("RGB", (48 + number, 32), (number, 2, 3)).save(folder / name)
         (folder / name).with_suffix(".txt").write_text(f"猫, {name}", encoding="utf-8")
+    age(*folder.iterdir())
     start(folder)
     return folder
+
+
+def age(*files: Path) -> None:
+    """Make files seem to have been written an hour ago."""
+    for path in files:
+        os.utime(path, (time.time() - 3600,) * 2)
 
 
 def start(folder: Path) -> ScannedDataset:
@@ -84,9 +93,9 @@ def test_a_picture_is_known_by_size_and_time_alone(folder, opened):
 
 
 def test_only_what_changed_is_read(folder, opened):
-    os.utime(folder / "图 片.jpg")
     Image.new("RGB", (20, 10)).save(folder / "new.png")
     (folder / "a.png").unlink()
+    age(folder / "图 片.jpg", folder / "new.png")
     start(folder)
     assert set(opened) == {"图 片.jpg", "new.png"}
     opened.clear()
@@ -133,18 +142,19 @@ def test_a_broken_index_is_ignored_and_written_anew(folder, opened, change):
 
 
 def test_index_with_a_size_of_zero_is_broken(folder):
-    pictures, captions = unpacked((folder / NAME).read_bytes())
-    pictures["a.png"] = pictures["a.png"]._replace(size_wh=(0, 5))
+    remembered = unpacked((folder / NAME).read_bytes())
+    remembered.pictures["a.png"] = remembered.pictures["a.png"]._replace(size_wh=(0, 5))
     with pytest.raises(ValueError, match="without a size"):
-        unpacked(packed(pictures, captions))
+        unpacked(packed(remembered))
 
 
 @pytest.mark.parametrize("num_captions", [0, 2])
 @pytest.mark.parametrize("num_pictures", [0, 2])
 def test_index_reads_as_it_was_written(folder, num_pictures, num_captions):
-    pictures, captions = unpacked((folder / NAME).read_bytes())
+    pictures, captions, audit, listing = unpacked((folder / NAME).read_bytes())
+    assert len(listing) == 16
     some = dict(list(pictures.items())[:num_pictures]), dict(list(captions.items())[:num_captions])
-    assert unpacked(packed(*some)) == some
+    assert unpacked(packed(Remembered(*some, b"audit", listing))) == Remembered(*some, b"audit", listing)
 
 
 def test_a_folder_that_cannot_be_written_goes_without(folder, monkeypatch):
@@ -157,6 +167,7 @@ def test_a_folder_that_cannot_be_written_goes_without(folder, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
 def test_names_that_are_no_text_are_kept(tmp_path, opened):
     Image.new("RGB", (8, 8)).save(tmp_path / os.fsdecode(b"\xff.png"))
+    age(*tmp_path.iterdir())
     start(tmp_path)
     opened.clear()
     start(tmp_path)
