@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from library.dataset import picture_files, picture_index
 from library.dataset.config import SubsetOptions
 from library.dataset.index_file import Remembered, packed, unpacked
+from library.dataset.opened_folder import OpenedFolder
 from library.dataset.picture_index import NAME, FolderIndex, PictureIndex
 from library.dataset.scan import ScannedDataset, scan, verify_pictures
 from library.errors import UserError
@@ -177,3 +179,77 @@ def test_names_that_are_no_text_are_kept(tmp_path, opened):
 def test_the_index_is_no_picture_and_no_caption(folder):
     assert {record.path.name for record in start(folder).records} == set(NAMES)
     assert not (folder / NAME).name.endswith((".txt", ".caption"))
+
+
+def rename_over(path: Path, data: bytes) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(data)
+    new.replace(path)
+
+
+def png(size_wh: tuple[int, int]) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size_wh).save(file, "PNG")
+    return file.getvalue()
+
+
+CHANGES = {
+    "caption of the same length": lambda folder: (folder / "a.txt").write_text("狗, a.png", encoding="utf-8"),
+    "caption renamed over": lambda folder: rename_over(folder / "a.txt", "狗, a.png".encode()),
+    "caption removed": lambda folder: (folder / "a.txt").unlink(),
+    "caption renamed": lambda folder: (folder / "a.txt").rename(folder / "b.txt"),
+    "caption where there was none": lambda folder: (folder / "图 片.txt").write_text("a dog"),
+    "picture in place": lambda folder: (folder / "a.png").write_bytes(png((20, 10))),
+    "picture renamed over": lambda folder: rename_over(folder / "a.png", png((20, 10))),
+    "picture added": lambda folder: (folder / "b.png").write_bytes(png((20, 10))),
+    "picture removed": lambda folder: (folder / "a.png").unlink(),
+    "picture renamed": lambda folder: (folder / "a.png").rename(folder / "b.png"),
+    "pictures that change places": lambda folder: [
+        (folder / old).rename(folder / new) for old, new in (("a.png", "x"), ("é b.webp", "a.png"), ("x", "é b.webp"))
+    ],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_kind_of_change_is_noticed(folder, change):
+    (folder / "图 片.txt").unlink()
+    start(folder)
+    before, folder_times = start(folder).records, folder.stat()
+    change(folder)
+    os.utime(folder, ns=(folder_times.st_atime_ns, folder_times.st_mtime_ns))
+    after = start(folder).records
+    (folder / NAME).unlink()
+    assert before != after == start(folder).records
+
+
+def test_an_edit_within_one_step_of_a_coarse_clock_is_noticed(folder):
+    """A file that was read as soon as it was written may be written again and keep its time."""
+    caption = folder / "a.txt"
+    caption.write_text("狗, a.png", encoding="utf-8")
+    assert start(folder).records[0].caption == "狗, a.png"
+    overwrite(caption, "鸟, a.png".encode(), keeps_time=True)
+    assert start(folder).records[0].caption == "鸟, a.png"
+
+
+def test_nothing_unchanged_is_read_again(folder, opened, monkeypatch):
+    """Of 6 files, what is opened at a start where one caption is new."""
+    read: list[str] = []
+    real = OpenedFolder.read
+    monkeypatch.setattr(OpenedFolder, "read", lambda self, name, reader: read.append(name) or real(self, name, reader))
+    start(folder)
+    assert (read, opened) == ([], [])
+    (folder / "a.txt").write_text("a bird")
+    start(folder)
+    assert (read, opened) == (["a.txt"], [])
+
+
+def test_an_unchanged_index_is_not_written_again(folder):
+    written = (folder / NAME).stat().st_mtime_ns
+    start(folder)
+    assert (folder / NAME).stat().st_mtime_ns == written
+    (folder / "notes.md").write_text("")  # a new name, and no picture
+    start(folder)
+    start_of_change = (folder / NAME).stat().st_mtime_ns
+    assert start_of_change > written
+    start(folder)
+    assert (folder / NAME).stat().st_mtime_ns == start_of_change

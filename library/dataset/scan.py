@@ -275,10 +275,9 @@ def _records(folder: Folder, subset: int, index: PictureIndex, unreadable: list[
         map(folder.masks.get, names),
         map(folder.gone.__contains__, names),
     )
-    # a NamedTuple's own constructor takes twice as long
-    return [
-        record for record in map(partial(tuple.__new__, ImageRecord), zip(*columns, strict=False)) if record.size_wh
-    ]
+    rows = zip(*columns, strict=False)
+    records = map(partial(tuple.__new__, ImageRecord), rows)  # the NamedTuple's own constructor takes twice as long
+    return [record for record in records if record.size_wh]
 
 
 def _by(size_wh: Size) -> str:
