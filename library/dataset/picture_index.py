@@ -2,9 +2,9 @@
 
 A file `.athanor_index` beside the pictures holds what each turned out to be when it was decoded, the texts of the
 captions, and what the audit found. A file is the same where its name, its size in bytes and its time of change are.
-Each start therefore asks for the status of every file that it knows, which is three quarters of the time of a second
-start: a folder's own time says nothing of files that were written in place, and neither do inode numbers. Threads
-do not help: the calls are so short that handing the interpreter over costs more than they do.
+Each start therefore asks for the status of every file that it knows, which with listing them is half of the time of a
+second start: a folder's own time says nothing of files that were written in place, and neither do inode numbers.
+Threads do not help: the calls are so short that handing the interpreter over costs more than they do.
 
 A file that changed less than UNCERTAIN_NS before it was read is not remembered: where a file system's clock is
 coarse, it could change again and look the same. An index that is broken, of another version or impossible to write is
