@@ -113,7 +113,19 @@ def look_at_files(
 
 
 def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
-    """Check all that was given; a UserError names every problem found."""
+    """Check all that was given; a UserError names every problem found.
+
+    What is known of the pictures in the end is kept, also after a mistake or Ctrl-C.
+    """
+    index = PictureIndex()
+    try:
+        return _preflight(options, wanted_family, index)
+    finally:
+        if is_main_process():
+            index.write()
+
+
+def _preflight(options: TrainNetworkOptions, wanted_family: str | None, index: PictureIndex) -> Preflight:
     if is_main_process():
         remove_leftovers(folders_of_run(options))
     problems = Problems(launch_problems())
@@ -121,7 +133,6 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
     if is_main_process():
         attempt(check_trackers, options)
-    index = PictureIndex()
     scanned, decoded = attempt(read_dataset, options, index) or (None, {})
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
@@ -160,20 +171,16 @@ def folders_of_run(options: TrainNetworkOptions) -> list[Path]:
 def read_dataset(options: TrainNetworkOptions, index: PictureIndex) -> tuple[ScannedDataset, dict[Path, Decoded]]:
     """The dataset, and what its pictures turned out to be: each is decoded, so that a damaged one is named now.
 
-    What `index` remembers is not read again; what is known in the end is kept, also after a mistake or Ctrl-C.
+    What `index` remembers is not read again.
     """
-    try:
-        scanned = scan_dataset(options, index=index)
-        with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
+    scanned = scan_dataset(options, index=index)
+    with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
 
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-            decoded = verify_pictures(scanned.records, progress=progress, index=index)
-    finally:
-        if is_main_process():
-            index.write()
+        decoded = verify_pictures(scanned.records, progress=progress, index=index)
     return as_decoded(scanned, decoded), decoded
 
 

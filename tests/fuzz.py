@@ -20,16 +20,18 @@ import torch
 from PIL import Image
 
 from library.dataset import cache, text_cache
+from library.dataset.audit_memory import AuditMemory, caption_digests
 from library.dataset.buckets import bucket_settings, choose_bucket
 from library.dataset.cache_check import WantedLatents, examine
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions
 from library.dataset.dataset_config import read_dataset_config
 from library.dataset.images import load_image, resize_and_crop
+from library.dataset.index_file import BROKEN, Remembered, packed, unpacked
 from library.dataset.info_cache import read_sizes
 from library.dataset.metadata_file import read_metadata_file
-from library.dataset.picture_index import BROKEN, PictureIndex, packed, unpacked
 from library.dataset.picture_index import NAME as INDEX_NAME
+from library.dataset.picture_index import PictureIndex
 from library.dataset.scan import scan, verify_pictures
 from library.errors import UserError
 from library.families.agreement import check_clip_skip, model_warnings
@@ -225,7 +227,11 @@ def _indexes() -> list[bytes]:
         (folder / f"{name}.txt").write_text(f"{name} 猫", encoding="utf-8")
     records = scan([SubsetOptions(image_dir=folder, caption_extension=".txt")], index=index).records
     verify_pictures(records, num_threads=1, index=index)
-    return [packed(index.folder(folder).pictures, index.folder(folder).captions)]
+    memory = AuditMemory()
+    memory.answer("same", bytes(16), lambda: [["a.png", "b.png"]], lambda _: True)
+    memory.token_counts(caption_digests([record.caption for record in records], ""), lambda new: dict.fromkeys(new, 7))
+    files = index.folder(folder)
+    return [packed(Remembered(files.pictures, files.captions, memory.packed()))]
 
 
 def read_index(path: Path) -> None:
@@ -237,7 +243,7 @@ def read_index(path: Path) -> None:
         found.append((records, verify_pictures(records, num_threads=1, index=index)))
     assert found[0] == found[1]
     with suppress(*BROKEN):
-        unpacked(path.read_bytes())
+        AuditMemory(unpacked(path.read_bytes()).audit)
         return
     raise UserError("the index is ignored")
 

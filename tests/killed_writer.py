@@ -23,6 +23,7 @@ from torch.utils import tensorboard  # noqa: F401  for the tracker, so that no f
 from library.dataset import picture_index
 from library.dataset.cache import CachedLatents, write_latents
 from library.dataset.caption_files import CaptionFile
+from library.dataset.index_file import Remembered, packed
 from library.dataset.info_cache import write_info
 from library.dataset.picture_files import Decoded
 from library.dataset.text_cache import KEYS, TextOrigin, write_text
@@ -102,7 +103,7 @@ def index(folder: Path, round_: int) -> None:
     names = [str(number) for number in range(2000)]
     write_bytes_whole(
         folder / picture_index.NAME,
-        picture_index.packed(dict.fromkeys(names, picture), dict.fromkeys(names, caption)),
+        packed(Remembered(dict.fromkeys(names, picture), dict.fromkeys(names, caption))),
         durable=False,
     )
 

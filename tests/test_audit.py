@@ -26,7 +26,14 @@ from tests import tiny
 from tests.test_mistakes import run
 from train_network import train
 
-SETTINGS = dict(resolution="128", enable_bucket=True, min_bucket_reso=64, max_bucket_reso=256, caption_extension=".txt")
+SETTINGS = dict(
+    resolution="128",
+    enable_bucket=True,
+    min_bucket_reso=64,
+    max_bucket_reso=256,
+    caption_extension=".txt",
+    dry_run=True,
+)
 
 
 def drawing(seed: int, size_wh: tuple[int, int] = (128, 128)) -> Image.Image:

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from library.dataset import picture_index
 from library.dataset.cache import read_with_origin
+from library.dataset.index_file import unpacked
 from library.dataset.text_cache import read_text
 from library.leftovers import remove_leftovers
 from library.network_files import read_weights
@@ -141,7 +142,7 @@ def check_info(folder: Path) -> None:
 
 def check_index(folder: Path) -> None:
     for path in folder.glob(picture_index.NAME):
-        pictures, captions = picture_index.unpacked(path.read_bytes())
+        pictures, captions, *_ = unpacked(path.read_bytes())
         assert len(pictures) == len(captions) == 2000
         found = round_of([picture.content for picture in pictures.values()])
         assert {caption.text for caption in captions.values()} == {f"{found}" * 20}

@@ -1,11 +1,14 @@
 """What is worth knowing of a dataset before it is trained: its pictures, their sizes, their captions."""
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from library.dataset.audit_memory import AuditMemory, digest_of
 from library.dataset.buckets import BucketChoice
 from library.dataset.caption_audit import caption_findings, orphans_of, tags_of
 from library.dataset.collecting import collector_paused
@@ -40,7 +43,7 @@ class Audit:
 
     subsets: list[SubsetAudit]
     sizes: Counter[Size]  # of the pictures, upright, in pixels
-    tags: Counter[str]  # in how many captions each tag is
+    tags: Counter[str]  # in how many captions each tag is; counted for --dry_run alone, which shows them
     findings: list[Finding]
 
     @property
@@ -58,18 +61,41 @@ def audit_of(
     index: PictureIndex,
 ) -> Audit:
     """Look through a dataset that was scanned and decoded; `index` knows what else is in its folders."""
+    first = scanned.records[0].file if scanned.records else None
+    memory = AuditMemory(index.audit_of(first) if first else b"")
     orphans = {number: orphans_of(subset, index) for number, subset in enumerate(scanned.subsets)}
+    same, like = _groups(decoded, memory)
     found = [
         *_size_findings(scanned, choices),
-        _finding_of_groups(same_pictures(decoded), "the same bytes as others"),
-        _finding_of_groups(like_pictures(decoded), "nearly the same look as others"),
-        *caption_findings(options, scanned, sorted({file for files in orphans.values() for file in files})),
+        _finding_of_groups(same, "the same bytes as others"),
+        _finding_of_groups(like, "nearly the same look as others"),
+        *caption_findings(options, scanned, sorted({file for files in orphans.values() for file in files}), memory),
     ]
+    tags = tags_of(scanned, memory) if options.dry_run else Counter()
+    if first and memory.has_changed:
+        index.note_audit(first, memory.packed())
     return Audit(
         subsets=[_subset_audit(scanned, number, len(orphans[number])) for number in orphans],
         sizes=Counter({record.file: record.size_wh for record in scanned.records}.values()),
-        tags=tags_of(scanned),
+        tags=tags,
         findings=[finding for finding in found if finding.items],
+    )
+
+
+def _groups(decoded: Mapping[str, Decoded], memory: AuditMemory) -> tuple[Groups, Groups]:
+    """Groups of files with the same bytes, and of those that look alike."""
+    files = sorted(decoded)
+    marks = chain.from_iterable((d.look, d.colour, d.content, d.num_bytes) for d in map(decoded.get, files))
+    digest = digest_of(["\0".join(files), array("Q", marks).tobytes()])
+    return (
+        memory.answer("same", digest, lambda: same_pictures(decoded), _is_groups),
+        memory.answer("like", digest, lambda: like_pictures(decoded), _is_groups),
+    )
+
+
+def _is_groups(answer: Any) -> bool:
+    return isinstance(answer, list) and all(
+        isinstance(group, list) and len(group) > 1 and all(isinstance(file, str) for file in group) for group in answer
     )
 
 
@@ -88,10 +114,17 @@ def _subset_audit(scanned: ScannedDataset, number: int, num_orphans: int) -> Sub
 
 
 def _size_findings(scanned: ScannedDataset, choices: Sequence[BucketChoice]) -> list[Finding]:
-    pairs = list(zip(scanned.records, choices, strict=True))
-    enlarged = _worst((r, c.resized_wh[0] / r.size_wh[0]) for r, c in pairs if c.resized_wh[0] > r.size_wh[0])
-    cut = _worst((r, share) for r, c in pairs if (share := 1 - _area(c.bucket_wh) / _area(c.resized_wh)) > CUT_MUCH)
-    small = _worst((r, 1 / _area(r.size_wh)) for r, _ in pairs if _is_kept_small(scanned, r))
+    kinds = [(id(choice), r.size_wh, r.subset) for r, choice in zip(scanned.records, choices, strict=True)]
+    example_of = dict(zip(kinds, zip(scanned.records, choices, strict=True), strict=True))
+
+    def worst(measure: Callable[[ImageRecord, BucketChoice], float]) -> dict[str, float]:
+        """Pictures whose measure is not 0; those of one size share one."""
+        of_kind = {kind: value for kind, example in example_of.items() if (value := measure(*example))}
+        of_record = zip(scanned.records, map(of_kind.get, kinds), strict=True) if of_kind else ()
+        return _worst((record, value) for record, value in of_record if value)
+
+    enlarged, cut = worst(_enlargement), worst(_share_cut)
+    small = worst(lambda record, _: 1 / _area(record.size_wh) if _is_kept_small(scanned, record) else 0)
     largest = max(enlarged.values(), default=0)
     return [
         Finding(
@@ -109,6 +142,16 @@ def _size_findings(scanned: ScannedDataset, choices: Sequence[BucketChoice]) -> 
             [f"{named(file)} {share:.0%}" for file, share in cut.items()],
         ),
     ]
+
+
+def _enlargement(record: ImageRecord, choice: BucketChoice) -> float:
+    factor = choice.resized_wh[0] / record.size_wh[0]
+    return factor if factor > 1 else 0
+
+
+def _share_cut(_: ImageRecord, choice: BucketChoice) -> float:
+    share = 1 - _area(choice.bucket_wh) / _area(choice.resized_wh)
+    return share if share > CUT_MUCH else 0
 
 
 def _is_kept_small(scanned: ScannedDataset, record: ImageRecord) -> bool:

@@ -1,12 +1,14 @@
 """What is worth knowing of the captions of a dataset: tags, lengths, and captions that are empty or of no picture."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 from random import Random
 from typing import Any
 
+from library.dataset.audit_memory import AuditMemory, caption_digests, digest_of
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions, is_picture_name
 from library.dataset.findings import Finding, named
@@ -25,13 +27,20 @@ NOTHING_CHANGED = dict(
     caption_tag_dropout_rate=0.0,
 )
 
+# what else of a subset decides on how a caption is seen
+SEEN_BY = ("caption_prefix", "caption_suffix", "caption_separator", "secondary_separator", "keep_tokens_separator")
+UNUSED = Random(0)
 
-def caption_findings(options: Any, scanned: ScannedDataset, orphans: list[str]) -> list[Finding]:
+
+def caption_findings(options: Any, scanned: ScannedDataset, orphans: list[str], memory: AuditMemory) -> list[Finding]:
     """Captions that are empty, of no picture, or longer than the text encoders see."""
     empty = sorted({record.file for record in scanned.records if record.caption_found and not record.caption})
     limit = options.max_token_length or CHUNK
-    lengths = _lengths(scanned, options.weighted_captions)
-    too_long = sorted(((-length, file) for file, length in lengths.items() if length > limit))
+    lengths: dict[str, int] = {}  # of the longest caption that a step may see of a picture
+    for record, length in zip(scanned.records, _lengths(scanned, options.weighted_captions, memory), strict=True):
+        if length > limit:
+            lengths[record.file] = max(length, lengths.get(record.file, 0))
+    too_long = sorted((-length, file) for file, length in lengths.items())
     advice = "" if limit == 3 * CHUNK else f"; --max_token_length {limit + CHUNK} takes more"
     return [
         Finding("with an empty caption file", [named(file) for file in empty], matters=False),  # a note of the scan
@@ -60,31 +69,46 @@ def orphans_of(subset: SubsetOptions, index: PictureIndex) -> list[str]:
     return sorted(str(subset.image_dir / name) for name in orphans if not name.startswith("."))
 
 
-def tags_of(scanned: ScannedDataset) -> Counter[str]:
+def tags_of(scanned: ScannedDataset, memory: AuditMemory) -> Counter[str]:
     """In how many captions of training pictures each tag is."""
     subsets = scanned.subsets
     captions = {r.file: (r.caption, r.subset) for r in scanned.records if not subsets[r.subset].is_reg}
-    parts = (caption.split(subsets[subset].caption_separator) for caption, subset in captions.values())
+    separators = [subset.caption_separator for subset in subsets]
+    texts = [caption for caption, _ in captions.values()]
+    digest = digest_of(["\0".join(texts), str([separators[subset] for _, subset in captions.values()])])
+    return Counter(memory.answer("tags", digest, lambda: _tags(captions.values(), separators), _is_counts))
+
+
+def _tags(captions: Iterable[tuple[str, int]], separators: list[str]) -> dict[str, int]:
+    parts = (caption.split(separators[subset]) for caption, subset in captions)
     tags = Counter(chain.from_iterable(set(map(str.strip, tags)) for tags in parts))
     del tags[""]
-    return tags
+    return dict(tags)
 
 
-def _lengths(scanned: ScannedDataset, weighted: bool) -> dict[str, int]:
-    """Picture -> tokens of the longest caption that a step may see of it."""
-    seen = list(_seen(scanned))
-    counts = token_counts({text for _, text in seen}, weighted)
-    lengths: dict[str, int] = {}
-    for file, text in seen:
-        lengths[file] = max(counts[text], lengths.get(file, 0))
-    return lengths
+def _is_counts(answer: Any) -> bool:
+    return isinstance(answer, dict) and all(type(count) is int for count in answer.values())
 
 
-def _seen(scanned: ScannedDataset) -> Iterator[tuple[str, str]]:
-    """Pictures with their captions in full; of choices {a|b} all are counted."""
-    unused = Random(0)
-    whole = [replace(subset, **NOTHING_CHANGED) for subset in scanned.subsets]
-    for record in scanned.records:
-        for line in record.caption.split("\n"):
-            caption = process_caption(line, whole[record.subset], step=0, epoch=1, max_train_steps=1, rng=unused)
-            yield record.file, caption.replace(scanned.subsets[record.subset].keep_tokens_separator or "\0", ", ")
+def _lengths(scanned: ScannedDataset, weighted: bool, memory: AuditMemory) -> list[int]:
+    """The tokens of the longest caption that a step may see of each record; counted where they are not known."""
+    records, whole = scanned.records, [replace(subset, **NOTHING_CHANGED) for subset in scanned.subsets]
+    uses = [str([weighted, *(getattr(subset, name) for name in SEEN_BY)]) for subset in whole]
+    digests = []
+    for number, mine in groupby(records, key=attrgetter("subset")):
+        digests += caption_digests([record.caption for record in mine], uses[number])
+
+    def count(places: list[int]) -> dict[int, int]:
+        seen = {place: _seen(records[place].caption, whole[records[place].subset]) for place in places}
+        tokens = token_counts(set(chain.from_iterable(seen.values())), weighted)
+        return {place: max(tokens[text] for text in texts) for place, texts in seen.items()}
+
+    return memory.token_counts(digests, count)
+
+
+def _seen(caption: str, subset: SubsetOptions) -> list[str]:
+    """A caption in full, each of its lines; of choices {a|b} all are counted."""
+    lines = [
+        process_caption(line, subset, step=0, epoch=1, max_train_steps=1, rng=UNUSED) for line in caption.split("\n")
+    ]
+    return [line.replace(subset.keep_tokens_separator or "\0", ", ") for line in lines]

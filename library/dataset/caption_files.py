@@ -8,6 +8,7 @@ from library.texts import fits
 
 MAX_CAPTION_BYTES = 10**6
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "gbk")  # the index of a folder knows them by their places here
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # as str.splitlines knows them
 
 
 class CaptionFile(NamedTuple):
@@ -47,15 +48,15 @@ def _candidates(content: bytes) -> tuple[str, ...]:
     return ("utf-8-sig",) if content.startswith(codecs.BOM_UTF8) else ("utf-8", "gbk")
 
 
-def as_neighbours(files: dict[str, CaptionFile]) -> dict[str, CaptionFile]:
+def as_neighbours(files: list[CaptionFile]) -> list[CaptionFile]:
     """The files of a folder, those in doubtful encodings read as the others are.
 
     A few Chinese characters in GBK, such as 猫, are by chance good UTF-8 of Cyrillic or Arabic letters: beside
     files that can only be GBK they are taken as GBK too.
     """
-    if "gbk" not in {file.encoding for file in files.values()}:
+    if "gbk" not in {file.encoding for file in files}:
         return files
-    return {name: _as_gbk(file) if _is_gbk_by_chance_utf8(file) else file for name, file in files.items()}
+    return [_as_gbk(file) if _is_gbk_by_chance_utf8(file) else file for file in files]
 
 
 def _is_gbk_by_chance_utf8(file: CaptionFile) -> bool:
@@ -67,9 +68,15 @@ def _as_gbk(file: CaptionFile) -> CaptionFile:
     return file._replace(encoding="gbk", text=file.text.encode().decode("gbk"))
 
 
-def caption_of(text: str, all_lines: bool) -> str:
-    """The first line, or all lines that are not blank, one of which wildcards choose at each step."""
-    lines = text.splitlines()
+def captions_of(texts: list[str], all_lines: bool) -> list[str]:
+    """Of each text the first line, or all lines that are not blank, one of which wildcards choose at each step."""
+    whole = "\0".join(texts)
+    if not any(end in whole for end in LINE_ENDS):
+        return list(map(str.strip, texts))
+    return [_caption_of(text.splitlines(), all_lines) for text in texts]
+
+
+def _caption_of(lines: list[str], all_lines: bool) -> str:
     if not all_lines:
         return lines[0].strip() if lines else ""
     return "\n".join(line for line in map(str.strip, lines) if line)

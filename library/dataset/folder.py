@@ -3,14 +3,14 @@
 import importlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image, features
 
-from library.dataset.caption_files import MAX_CAPTION_BYTES, CaptionFile, TooLarge, as_neighbours, caption_of
+from library.dataset.caption_files import MAX_CAPTION_BYTES, TooLarge, as_neighbours, captions_of
 from library.dataset.config import PICTURE_EXTENSIONS, Size, SubsetOptions, is_file, is_picture_name
 from library.dataset.info_cache import read_sizes
 from library.dataset.opened_folder import OpenedFolder
@@ -41,13 +41,13 @@ class Folder:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def files(self) -> Iterator[tuple[str, str]]:
-        """Each picture with its path."""
+    def files(self) -> list[str]:
+        """The path of each picture."""
         folder = self.subset.image_dir or Path()
         if self.subset.metadata_file:
-            return ((picture, str(folder / picture)) for picture in self.pictures)
+            return [str(folder / picture) for picture in self.pictures]
         prefix = str(folder / "x")[:-1]
-        return ((picture, prefix + picture) for picture in self.pictures)
+        return [prefix + picture for picture in self.pictures]
 
 
 def read_folder(subset: SubsetOptions, index: PictureIndex) -> Folder:
@@ -64,14 +64,15 @@ def read_folder(subset: SubsetOptions, index: PictureIndex) -> Folder:
 
 
 def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder) -> Folder:
-    pictures, notes = _pictures(subset, files.names)
+    pictures, notes = _pictures(subset, files.picture_names)
     subset, caption_files, more_notes = _find_captions(subset, pictures, files.names)
     captions, yet_more_notes, problems = _read_captions(subset, caption_files, files, opened)
     masks, mask_problems = _find_masks(subset, pictures)
     sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
+    known = files.pictures
     for name in pictures:
-        if known := files.picture(name):
-            sizes[name] = known.size_wh
+        if name in known:
+            sizes[name] = known[name].size_wh
         elif name not in sizes:
             with suppress(OSError):
                 sizes[name] = opened.read(name, plain_size)
@@ -79,11 +80,11 @@ def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder
     return Folder(subset, pictures, captions, masks, sizes, notes=notes, problems=problems + mask_problems)
 
 
-def _pictures(subset: SubsetOptions, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The pictures among the files, and notes."""
-    found = sorted(filter(is_picture_name, names))
+def _pictures(subset: SubsetOptions, found: list[str]) -> tuple[list[str], list[str]]:
+    """Those of the pictures of a folder that can be read, and notes."""
+    unreadable = tuple(extension for extension in PICTURE_EXTENSIONS if not _pillow_reads(extension))
     readable = tuple(filter(_pillow_reads, PICTURE_EXTENSIONS))
-    left_out = [name for name in found if not name.lower().endswith(readable)]
+    left_out = [name for name in found if not name.lower().endswith(readable)] if unreadable else []
     pictures = [name for name in found if name.lower().endswith(readable)] if left_out else found
     notes = []
     if left_out:
@@ -138,13 +139,16 @@ def _find_captions(
 def _caption_files(pictures: list[str], names: Collection[str], extension: str) -> dict[str, str]:
     """Picture -> caption file, for those that have one."""
     ending = as_compared(extension)
-    files = {key: name for name in names if (key := as_compared(name)).endswith(ending)}
-    found = {}
-    for picture in pictures if files else []:
-        for name in caption_names(picture, extension):
-            if file := files.get(as_compared(name)):
-                found[picture] = file
-                break
+    keys = names if as_compared is str else list(map(as_compared, names))
+    files = {key: name for key, name in zip(keys, names, strict=True) if key.endswith(ending)}
+    if not files:
+        return {}
+    own = [as_compared(picture[: picture.rindex(".")] + extension) for picture in pictures]
+    found = {picture: files[key] for picture, key in zip(pictures, own, strict=True) if key in files}
+    for picture in pictures if len(found) < len(pictures) else []:
+        key = as_compared(caption_names(picture, extension)[-1])
+        if picture not in found and key in files:
+            found[picture] = files[key]
     return found
 
 
@@ -164,31 +168,37 @@ def _read_captions(
     subset: SubsetOptions, files: dict[str, str], index: FolderIndex, opened: OpenedFolder
 ) -> tuple[dict[str, str], list[str], list[str]]:
     """Picture -> caption, notes, and problems."""
-    found: dict[str, CaptionFile] = {}
-    problems = []
-    for name in dict.fromkeys(files.values()):
+    found = list(map(index.captions.get, files.values()))
+    problems: dict[str, None] = {}  # each once, where several pictures share a caption
+    for place, name in [item for item in enumerate(files.values()) if found[item[0]] is None]:
         try:
-            if file := index.caption(name, opened):
-                found[name] = file
-            else:
-                problems.append(
+            found[place] = index.caption(name, opened)
+            if found[place] is None:
+                problems[
                     f"{subset.image_dir / name} is neither UTF-8, UTF-16 with a mark at its start, nor GBK; "
                     "save it as UTF-8"
-                )
+                ] = None
         except TooLarge:
-            problems.append(
-                f"{subset.image_dir / name} is no caption: it is larger than {MAX_CAPTION_BYTES // 10**6} MB"
+            problems[f"{subset.image_dir / name} is no caption: it is larger than {MAX_CAPTION_BYTES // 10**6} MB"] = (
+                None
             )
         except OSError as error:
-            problems.append(f"{subset.image_dir / name} cannot be read: {error.strerror}")
-    found = as_neighbours(found)
-    captions = {name: caption_of(file.text, subset.enable_wildcard) for name, file in found.items()}
+            problems[f"{subset.image_dir / name} cannot be read: {error.strerror}"] = None
+    if problems:
+        files = {picture: name for (picture, name), file in zip(files.items(), found, strict=True) if file}
+    found = as_neighbours([file for file in found if file])
+    captions = captions_of([file.text for file in found], subset.enable_wildcard)
     notes = []
-    if not_utf8 := [name for name, file in found.items() if file.encoding == "gbk"]:
+    if not_utf8 := _unique(name for name, file in zip(files.values(), found, strict=True) if file.encoding == "gbk"):
         notes.append(f"captions in {subset.image_dir} read as GBK, not UTF-8: {quoted_list(not_utf8, limit=3)}")
-    if empty := [name for name, caption in captions.items() if not caption]:
+    if "" in captions:
+        empty = _unique(name for name, caption in zip(files.values(), captions, strict=True) if not caption)
         notes.append(f"captions in {subset.image_dir} that are empty: {quoted_list(empty, limit=3)}")
-    return {picture: captions[name] for picture, name in files.items() if name in captions}, notes, problems
+    return dict(zip(files, captions, strict=True)), notes, list(problems)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _fallback(subset: SubsetOptions) -> str:

@@ -37,14 +37,14 @@ def size_in_header(handle: int) -> Size | None:
 
     try:
         size_wh = _size(head, read_at)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         return None
     return size_wh if size_wh and 0 not in size_wh else None
 
 
 def _size(head: bytes, read_at: ReadAt) -> Size | None:
     if head.startswith(b"\xff\xd8\xff"):
-        return _jpeg_size(read_at)
+        return _jpeg_size(head, read_at)
     if head.startswith(PNG_SIGNATURE):
         return _png_size(head, read_at)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
@@ -68,10 +68,11 @@ def _png_size(head: bytes, read_at: ReadAt) -> Size | None:
     return None
 
 
-def _jpeg_size(read_at: ReadAt) -> Size | None:
+def _jpeg_size(head: bytes, read_at: ReadAt) -> Size | None:
     place, orientation = 2, None
     for _ in range(MAX_PARTS):
-        mark, kind, length = struct.unpack(">BBH", read_at(place, 4))
+        mark, kind, high, low = head[place : place + 4] if place + 4 <= len(head) else read_at(place, 4)
+        length = high << 8 | low
         if mark != 0xFF or length < 2:
             return None
         if kind in JPEG_FRAMES:

@@ -1,9 +1,10 @@
 """From folders to records: every picture's size and caption, found and checked without decoding a pixel."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
+from functools import partial
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,10 +88,9 @@ def scan(
     records: list[ImageRecord] = []
     unreadable: list[str] = []
     for number, folder in enumerate(folders):
-        for record in _records(folder, number, index, unreadable):
-            records.append(record)
-            if progress:
-                progress(len(records) + len(unreadable), num_pictures)
+        records += _records(folder, number, index, unreadable)
+        if progress:
+            progress(len(records) + len(unreadable), num_pictures)
     if unreadable:  # say at once what else is damaged
         unreadable += _decoded(records, index)[1]
     problems = [_unreadable(sorted(unreadable))] if unreadable else []
@@ -255,25 +255,29 @@ def _dirs(scanned: ScannedDataset, is_reg: bool) -> dict[str, dict[str, int]]:
     return dirs
 
 
-def _records(folder: Folder, subset: int, index: PictureIndex, unreadable: list[str]) -> Iterator[ImageRecord]:
+def _records(folder: Folder, subset: int, index: PictureIndex, unreadable: list[str]) -> list[ImageRecord]:
     """The records of a folder; pictures without one, with reasons, are added to `unreadable`."""
-    fallback = folder.subset.class_tokens or ""
-    for name, file in folder.files():
+    names, files = folder.pictures, folder.files()
+    sizes = list(map(folder.sizes.get, names))
+    for place in [place for place, size_wh in enumerate(sizes) if size_wh is None]:
         try:
-            size_wh = folder.sizes.get(name) or index.size_of(file) or upright_size(file)
+            sizes[place] = index.size_of(files[place]) or upright_size(files[place])
         except Exception as error:  # Pillow's readers raise many kinds on damaged files
-            unreadable.append(f"{file} ({unreadable_reason(file, error)})")
-            continue
-        caption = folder.captions.get(name)
-        yield ImageRecord(
-            file,
-            size_wh,
-            fallback if caption is None else caption,
-            caption is not None,
-            subset,
-            folder.masks.get(name),
-            name in folder.gone,
-        )
+            unreadable.append(f"{files[place]} ({unreadable_reason(files[place], error)})")
+    captions = list(map(folder.captions.get, names))
+    fallback = folder.subset.class_tokens or ""
+    columns = (
+        files,
+        sizes,
+        [fallback if caption is None else caption for caption in captions],
+        [caption is not None for caption in captions],
+        repeat(subset),
+        map(folder.masks.get, names),
+        map(folder.gone.__contains__, names),
+    )
+    rows = zip(*columns, strict=False)
+    records = map(partial(tuple.__new__, ImageRecord), rows)  # the NamedTuple's own constructor takes twice as long
+    return [record for record in records if record.size_wh]
 
 
 def _by(size_wh: Size) -> str:
