@@ -37,6 +37,7 @@ from library.options.derived import caches_text, network_module, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.options.launch import launch_problems
 from library.training.hub import check_uploads, fetch_state
+from library.training.optimizer_names import check_optimizer_name, check_schedule_name
 from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
 from library.training.prompts import SamplePrompt, prompts_of
@@ -101,6 +102,8 @@ def look_at_files(
             problems.extend(check_writable(name, folder))
     problems.extend(check_network_module(options.network_module))
     problems.extend(check_optimizer(options))
+    attempt(check_optimizer_name, options)
+    attempt(check_schedule_name, options)
     weights = None
     if options.network_weights:
         is_ours = network_module(options).startswith("networks.")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From low to high: a module imports from its own row and from the rows above it here. A name stands for the module and
 # everything inside it; of two that match, the longer one counts.
 LAYERS: list[tuple[str, ...]] = [
-    ("library", "library.errors", "library.files", "library.secrets", "library.texts"),
+    ("library", "library.errors", "library.files", "library.secrets", "library.signatures", "library.texts"),
     ("library.options", "library.network_files"),
     ("library.logs", "library.families", "library.dataset"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
@@ -46,10 +46,12 @@ TORCH_FREE = (
     "library.report",
     "library.recipes.debug_dataset",
     "library.secrets",
+    "library.signatures",
     "library.recipes.overview",
     "library.training.hub",
     "library.training.losses",
     "library.training.memory_savers",
+    "library.training.optimizer_names",
     "library.training.optimizers",
     "library.training.plan",
     "library.training.prompts",

@@ -24,10 +24,17 @@ ROOT = Path(__file__).parents[1]
 # Python that refuses to import what is heavy, so that a mistake found too late shows.
 LIGHT = """
 import sys
+from importlib.machinery import PathFinder
 class Heavy:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "diffusers", "transformers", "accelerate", "numpy", "cv2"):
-            raise RuntimeError(f"{name} was imported before the mistake was found")
+            spec = PathFinder.find_spec(name, path, target)
+            spec.loader = self
+            return spec
+    def create_module(self, spec):
+        raise RuntimeError(f"{spec.name} was imported before the mistake was found")
+    def exec_module(self, module):
+        pass
 sys.meta_path.insert(0, Heavy())
 sys.argv[0] = "train_network.py"
 sys.path.insert(0, ".")
@@ -183,6 +190,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     ),
     "sparse gradients": (None, ["--optimizer_type", "SparseAdam"], r"SparseAdam takes sparse gradients"),
     "several losses": (None, ["--optimizer_type", "torch.optim.LBFGS"], r"torch\.optim\.LBFGS asks for the loss"),
+    "optimizer": (None, ["--optimizer_type", "AdamW9bit"], r"AdamW9bit is not known; did you mean AdamW8bit\?"),
+    "optimizer argument": (
+        None, ["--optimizer_args", "weight_decai=0.1"], r"AdamW has no argument weight_decai; did you mean weight_decay"
+    ),
+    "schedule argument": (
+        None, ["--lr_scheduler", "cosine", "--lr_scheduler_args", "num_cycle=2"],
+        r"cosine has no argument num_cycle; did you mean num_cycles"
+    ),
     "resume": (None, ["--resume", "none-state"], r"--resume.*none-state"),
 }  # fmt: skip
 
