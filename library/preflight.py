@@ -1,5 +1,6 @@
 """Everything that can be checked before torch is imported: all mistakes in one list, and what is known of a run."""
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip
 from library.families.detect import CheckpointInfo, inspect_checkpoint
 from library.files import existing_part
-from library.given_files import check_network, check_thumbnail, check_vae
+from library.given_files import check_lora_keys, check_network, check_thumbnail, check_vae
 from library.leftovers import remove_leftovers
 from library.network_choice import check_network_arguments, check_network_module
 from library.options.derived import caches_text, network_module, resumes_newest
@@ -94,13 +95,14 @@ def look_at_files(
     if checkpoint:
         attempt(check_clip_skip, options, checkpoint)
     if options.vae:
-        attempt(check_vae, options.vae)
+        attempt(check_vae, options.vae, checkpoint)
     if options.metadata_thumbnail:
         attempt(check_thumbnail, options.metadata_thumbnail)
     for name in ("output_dir", "logging_dir"):
         if folder := getattr(options, name):
             problems.extend(check_writable(name, folder))
     problems.extend(check_network_module(options.network_module))
+    problems.extend(precision_problems(options))
     problems.extend(check_optimizer(options))
     attempt(check_optimizer_name, options)
     attempt(check_schedule_name, options)
@@ -108,8 +110,11 @@ def look_at_files(
     if options.network_weights:
         is_ours = network_module(options).startswith("networks.")
         weights = attempt(check_network, options.network_weights, "--network_weights", checkpoint, is_ours)
+        if weights and is_ours:
+            attempt(check_lora_keys, options.network_weights, "--network_weights", weights)
     for path in options.base_weights or []:
-        attempt(check_network, path, "--base_weights", checkpoint, True)
+        if base_weights := attempt(check_network, path, "--base_weights", checkpoint, True):
+            attempt(check_lora_keys, path, "--base_weights", base_weights)
     attempt(check_network_arguments, options, weights)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     return checkpoint, family, prompts
@@ -219,6 +224,22 @@ def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset, f
     return [
         f"--cache_text_encoder_outputs{flag} does not go with captions that change (shuffle_caption, enable_wildcard, "
         f"{more}caption_tag_dropout_rate, token_warmup_step), as those of {quoted_list(sorted(changing))} do"
+    ]
+
+
+def precision_problems(options: TrainNetworkOptions) -> list[str]:
+    """A sentence where the installed torch is a build for the CPU, as its version tells, and fp16 is asked for."""
+    if options.mixed_precision != "fp16":
+        return []
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    if not version.endswith("+cpu"):
+        return []
+    return [
+        f"--mixed_precision fp16 needs a GPU, and the torch that is installed, {version}, is for the CPU alone; "
+        "give bf16 or no, or install torch for your GPU"
     ]
 
 

@@ -69,7 +69,7 @@ def _kind_of_folder(path: Path, flag: str) -> str:
     index_path = path / "model_index.json"
     if not index_path.is_file():
         raise UserError(f"{flag}: the folder {path} is not a diffusers model: it has no model_index.json")
-    index = _read_json(index_path, flag)
+    index = read_json_object(index_path, flag)
     kind = PIPELINE_KINDS.get(str(index.get("_class_name")), "unknown")
     if kind not in ("sd1", "sd1_inpainting", "sdxl"):
         return kind
@@ -82,10 +82,11 @@ def _kind_of_folder(path: Path, flag: str) -> str:
 
 
 def _read_json_if_there(path: Path, flag: str) -> dict:
-    return _read_json(path, flag) if path.is_file() else {}
+    return read_json_object(path, flag) if path.is_file() else {}
 
 
-def _read_json(path: Path, flag: str) -> dict:
+def read_json_object(path: Path, flag: str) -> dict:
+    """The object in a JSON file of a model folder."""
     try:
         return dict(read_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -173,29 +173,42 @@ def check_state(options: TrainNetworkOptions, folder: Path) -> None:
 
 def layer_problems(options: TrainNetworkOptions, shapes: Shapes, module: str) -> list[str]:
     """What differs between the layers and ranks of a state and those that the options ask for."""
-    layers, problems = {name.partition(".")[0] for name in shapes}, []
-    for prefix, (part, without) in PARTS.items():
-        count = sum(layer.startswith(prefix) for layer in layers)
-        if count and getattr(options, without):
-            problems.append(f"it has {counted(count, 'layer')} of the {part}, and --{without} leaves these out")
-        elif not count and not getattr(options, without):
-            problems.append(f"it has no layers of the {part}, which this run trains; give --{without}")
+    problems = part_problems(options, shapes)
     if importlib.util.find_spec(f"{module}_arguments"):
         problems += rank_problems(options, shapes, importlib.import_module(f"{module}_arguments"))
     return problems
 
 
+def part_problems(options: TrainNetworkOptions, shapes: Shapes) -> list[str]:
+    """The same of the parts of the model that they are in."""
+    layers, problems = {name.partition(".")[0] for name in shapes}, []
+    for prefix, (part, without) in PARTS.items():
+        count = sum(layer.startswith(prefix) for layer in layers)
+        if count and getattr(options, without):
+            problems.append(f"it has {counted(count, 'layer')} of the {part}, and --{without} leaves these out")
+        elif not (count or getattr(options, without) or options.dim_from_weights):
+            problems.append(f"it has no layers of the {part}, which this run trains; give --{without}")
+    return problems
+
+
 def rank_problems(options: TrainNetworkOptions, shapes: Shapes, rules: ModuleType) -> list[str]:
     """The same of ranks and convolutions, by the rules of the network's module."""
-    arguments, problems = network_arguments(options), []
-    count = sum(1 for name, shape in shapes.items() if "lora_down" in name and shape and shape[2:] == (3, 3))
-    if hasattr(rules, "wants_convolutions") and bool(count) != rules.wants_convolutions(arguments):
-        found, given = (counted(count, "layer"), "no conv_dim") if count else ("no layers", "conv_dim")
-        problems.append(f"it has {found} of 3x3 convolutions, and --network_args here have {given}")
-    compares = hasattr(rules, "other_ranks") and not options.dim_from_weights
-    if compares and (other := rules.other_ranks(shapes, options.network_dim, arguments)):
+    if options.dim_from_weights:
+        return []
+    arguments = network_arguments(options)
+    problems = convolution_problems(shapes, rules, arguments)
+    if hasattr(rules, "other_ranks") and (other := rules.other_ranks(shapes, options.network_dim, arguments)):
         problems.append(f"it has {other}")
     return problems
+
+
+def convolution_problems(shapes: Shapes, rules: ModuleType, arguments: dict[str, str]) -> list[str]:
+    """The same of convolutions alone."""
+    count = sum(1 for name, shape in shapes.items() if "lora_down" in name and shape and shape[2:] == (3, 3))
+    if not hasattr(rules, "wants_convolutions") or bool(count) == rules.wants_convolutions(arguments):
+        return []
+    found, given = (counted(count, "layer"), "no conv_dim") if count else ("no layers", "conv_dim")
+    return [f"it has {found} of 3x3 convolutions, and --network_args here have {given}"]
 
 
 def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> list[str]:
