@@ -1,7 +1,6 @@
 """Everything that can be checked before torch is imported: all mistakes in one list, and what is known of a run."""
 
 import importlib.metadata
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from library.cache_folders import cache_folder_problems
 from library.dataset.audit import Audit, audit_of
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.captions import possible_captions
@@ -30,7 +30,7 @@ from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip
 from library.families.detect import CheckpointInfo, inspect_checkpoint
-from library.files import existing_part
+from library.files import existing_part, why_not_writable
 from library.given_files import check_lora_keys, check_network, check_thumbnail, check_vae
 from library.leftovers import remove_leftovers
 from library.network_choice import check_network_arguments, check_network_module
@@ -134,6 +134,7 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
+        problems += cache_folder_problems(options, family, scanned)
     split = scanned and attempt(split_validation, scanned, options.seed, options.dataset_config)
     resume = None if options.resume_from_huggingface else attempt(state_to_resume, options)
     if resume:
@@ -251,8 +252,8 @@ def check_writable(name: str, folder_text: str) -> list[str]:
         return [f"--{name}: {folder} cannot be made: there is no such drive"]
     if not existing.is_dir():
         return [f"--{name}: {folder} cannot be made, because {existing} is a file"]
-    if not os.access(existing, os.W_OK):
-        return [f"--{name}: {folder} cannot be written to (no permission); give a folder of your own"]
+    if reason := why_not_writable(existing):
+        return [f"--{name}: {folder} cannot be written to ({reason}); give a folder of your own"]
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
         return [f"--{name}: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]

@@ -17,7 +17,14 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
     ("library.training",),
-    ("library.disk_space", "library.given_files", "library.network_choice", "library.preflight", "library.report"),
+    (
+        "library.cache_folders",
+        "library.disk_space",
+        "library.given_files",
+        "library.network_choice",
+        "library.preflight",
+        "library.report",
+    ),
     ("library.recipes",),
     ("scripts",),  # train_network.py and its kin, and tools/
 ]
@@ -25,6 +32,7 @@ LAYERS: list[tuple[str, ...]] = [
 # What must be there before torch is: all that `--help` and the checks of a run need.
 TORCH_FREE = (
     "train_network",
+    "library.cache_folders",
     "library.dataset.sheet",
     "library.disk_space",
     "library.errors",

@@ -9,12 +9,17 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from library import cache_folders
+from library.cache_folders import cache_folder_problems
 from library.dataset import picture_index
+from library.dataset.scan import scan_dataset
+from library.files import why_not_writable
 from library.options.convert import Mismatch, convert
 from library.options.fields import flags_of
 from library.options.groups import TrainNetworkOptions
@@ -324,7 +329,32 @@ def test_an_output_folder_without_permission_is_named(project):
     else:
         (project / "locked").mkdir(mode=0o500)
         result = run("--config_file", "lora.toml", "--output_dir", "locked/out", cwd=project)
-    assert result.returncode == 2 and "--output_dir" in result.stderr
+    assert result.returncode == 2 and "error: --output_dir" in result.stderr
+
+
+def test_a_folder_of_pictures_that_takes_no_caches_is_named_unless_they_are_all_there(project, monkeypatch):
+    """Root may write to any folder, so that a read-only file system is played by what tries it."""
+    folder = project / "train" / "2_yabin"
+    (folder / "图 0_0064x0064_sd.npz").touch()
+    monkeypatch.setattr(cache_folders, "why_not_writable", lambda tried: "Read-only file system")
+    options = TrainNetworkOptions(
+        train_data_dir=str(project / "train"), resolution="64", cache_latents_to_disk=True, caption_extension=".txt"
+    )
+    scanned = scan_dataset(options)
+    (problem,) = cache_folder_problems(options, "sd", scanned)
+    assert problem.startswith("--cache_latents_to_disk: 2 pictures in ") and "--cache_latents alone" in problem
+    for index in (1, 2):
+        (folder / f"图 {index}.npz").touch()
+    assert cache_folder_problems(options, "sd", scanned) == []
+    with_text = replace(options, cache_text_encoder_outputs_to_disk=True)
+    assert cache_folder_problems(with_text, "sd", scanned) == []  # which keeps them in memory
+    (problem,) = cache_folder_problems(with_text, "sdxl", scanned)
+    assert problem.startswith("--cache_text_encoder_outputs_to_disk: 3 pictures in ")
+
+
+def test_whether_a_folder_takes_files_is_tried(tmp_path):
+    assert why_not_writable(tmp_path) is None and not list(tmp_path.iterdir())
+    assert why_not_writable("/proc" if os.name == "posix" else tmp_path / "none")
 
 
 def test_help_needs_nothing_heavy_and_names_every_group():
