@@ -74,7 +74,7 @@ def run(
     loader = build_loader(dataset, batches, options, accelerator.device)
     losses = state.losses
     losses.window = plan.batches_per_epoch
-    skipped = SkippedSteps(options, accelerator)
+    skipped = SkippedSteps(options, accelerator, state.skipped)
     bar = tqdm(
         total=plan.max_train_steps,
         initial=state.step,

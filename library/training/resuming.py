@@ -16,7 +16,7 @@ from library.texts import read_json
 from library.training.losses import LossRecorder
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan
-from library.training.saving import STATE_FILE, LoopState, OutputNames
+from library.training.saving import STATE_FILE, LoopState, OutputNames, SkipCount
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ WEIGHTS_FILE = "model.safetensors"  # names are accelerate's
 OPTIMIZER_FILE = "optimizer.bin"
 SCHEDULE_FILE = "scheduler.bin"  # kohya's scripts write none for optimizers without a schedule
 SCALER_FILE = "scaler.pt"
-FACTS = {name: type(value) for name, value in LoopState().facts().items()}
+FACTS = {name: type(value) for name, value in LoopState().facts().items() if name != "skipped"}  # older ones lack it
 PARTS = {
     "lora_te": ("text encoder", "network_train_unet_only"),
     "lora_unet": ("U-Net", "network_train_text_encoder_only"),
@@ -79,7 +79,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         kinds = FACTS if "seed" in facts else {"current_epoch": int, "current_step": int}
         is_whole = all(isinstance(facts[name], kind) for name, kind in kinds.items())
-        counters = [facts[name] for name, kind in kinds.items() if kind is int] + facts.get("stops", [])
+        counters = [facts[name] for name, kind in kinds.items() if kind is int]
+        counters += facts.get("stops", []) + facts.get("skipped", [])
         are_losses = all(isinstance(loss, float) for loss in facts.get("losses", []))
         if is_whole and are_losses and all(map(is_counter, counters)):
             return facts
@@ -107,6 +108,7 @@ def read_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:
         epoch_finished=facts["epoch_finished"],
         stops=facts["stops"],
         losses=LossRecorder(facts["losses"]),
+        skipped=SkipCount(*facts.get("skipped", [])[:2]),
     )
 
 
@@ -223,6 +225,9 @@ def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> 
         ]
     if options.seed not in (None, facts["seed"]):
         notes.append(f"--seed {options.seed} has no effect: training goes on with the state's, {facts['seed']}")
+    given = [name for name in ("initial_step", "initial_epoch") if getattr(options, name) is not None]
+    if resumes_newest(options):
+        notes += [f"--{name} has no effect: training goes on from {folder}" for name in given]
     before = batches_per_epoch(facts, plan)
     if before != plan.batches_per_epoch:
         notes.append(
