@@ -10,7 +10,14 @@ from pathlib import Path
 from library.dataset.picture_files import open_picture, unreadable_reason
 from library.errors import UserError, counted, quoted_list
 from library.families import FAMILIES
-from library.families.detect import CheckpointInfo, inspect_checkpoint, is_zip, read_json_object, read_shapes
+from library.families.detect import (
+    CheckpointInfo,
+    inspect_checkpoint,
+    is_zip,
+    read_json_object,
+    read_shapes,
+    refuse_pointer,
+)
 from library.families.kinds import KINDS, Shapes, kind_of_shapes
 
 LATENT_CHANNELS = 4
@@ -95,6 +102,7 @@ def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_our
     path = Path(path_text)
     if not path.is_file():
         raise UserError(f"{flag}: there is no file {path}")
+    refuse_pointer(path, flag)
     if path.suffix.lower() != ".safetensors" and not is_zip(path):
         with open(path, "rb") as file:
             if file.read(1) != PICKLE_START:

@@ -1,16 +1,14 @@
 """Everything that can be checked before torch is imported: all mistakes in one list, and what is known of a run."""
 
 import importlib.metadata
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from library.cache_folders import cache_folder_problems
 from library.dataset.audit import Audit, audit_of
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.captions import possible_captions
@@ -21,6 +19,7 @@ from library.dataset.scan import (
     ScannedDataset,
     as_decoded,
     scan_dataset,
+    unreadable_pictures,
     verify_pictures,
     write_info_caches,
 )
@@ -30,11 +29,11 @@ from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip
 from library.families.detect import CheckpointInfo, inspect_checkpoint
-from library.files import existing_part, why_not_writable
+from library.folders import cache_folder_problems, check_writable
 from library.given_files import check_lora_keys, check_network, check_thumbnail, check_vae
 from library.leftovers import remove_leftovers
 from library.network_choice import check_network_arguments, check_network_module
-from library.options.derived import caches_text, network_module, resumes_newest
+from library.options.derived import DEFAULT_NETWORK, caches_text, network_module, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.options.launch import launch_problems
 from library.training.hub import check_uploads, fetch_state
@@ -44,8 +43,6 @@ from library.training.plan import StepPlan, is_main_process, num_processes, step
 from library.training.prompts import SamplePrompt, prompts_of
 from library.training.resuming import check_state, state_to_resume
 from library.training.tracker_checks import check_trackers
-
-MIN_FREE_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class Preflight:
     audit: Audit
     disk_needs: list[DiskNeed]
     disk_warnings: list[str]
+    damaged: list[str]  # pictures that were left out, with reasons; of a dry run alone
 
 
 class Problems(list[str]):
@@ -110,7 +108,7 @@ def look_at_files(
     if options.network_weights:
         is_ours = network_module(options).startswith("networks.")
         weights = attempt(check_network, options.network_weights, "--network_weights", checkpoint, is_ours)
-        if weights and is_ours:
+        if weights and network_module(options) == DEFAULT_NETWORK:
             attempt(check_lora_keys, options.network_weights, "--network_weights", weights)
     for path in options.base_weights or []:
         if base_weights := attempt(check_network, path, "--base_weights", checkpoint, True):
@@ -130,7 +128,8 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     if is_main_process():
         attempt(check_trackers, options)
     index = PictureIndex()
-    scanned, decoded = attempt(read_dataset, options, index) or (None, {})
+    damaged: list[str] | None = [] if options.dry_run else None
+    scanned, decoded = attempt(read_dataset, options, index, damaged) or (None, {})
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
@@ -155,7 +154,19 @@ def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) ->
     warnings = check_disk_space(needs)
     audit = audit_of(options, scanned, choices, decoded, index)
     return Preflight(
-        checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume, audit, needs, warnings
+        checkpoint,
+        family,
+        scanned,
+        validation,
+        choices,
+        repeats,
+        prompts,
+        plan,
+        resume,
+        audit,
+        needs,
+        warnings,
+        damaged or [],
     )
 
 
@@ -166,23 +177,31 @@ def folders_of_run(options: TrainNetworkOptions) -> list[Path]:
     return [output, output / "sample", *of_state]
 
 
-def read_dataset(options: TrainNetworkOptions, index: PictureIndex) -> tuple[ScannedDataset, dict[Path, Decoded]]:
+def read_dataset(
+    options: TrainNetworkOptions, index: PictureIndex, damaged: list[str] | None
+) -> tuple[ScannedDataset, dict[Path, Decoded]]:
     """The dataset, and what its pictures turned out to be: each is decoded, so that a damaged one is named now.
 
-    What `index` remembers is not read again; what is known in the end is kept, also after a mistake or Ctrl-C.
+    What `index` remembers is not read again; what is known in the end is kept, also after a mistake or Ctrl-C. Where
+    `damaged` is a list, the damaged pictures go there instead of into a UserError, as long as others are left.
     """
     try:
-        scanned = scan_dataset(options, index=index)
+        scanned = scan_dataset(options, index=index, damaged=damaged)
         with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            decoded = verify_pictures(scanned.records, progress=progress, index=index)
+            decoded = verify_pictures(scanned.records, progress=progress, index=index, damaged=damaged)
     finally:
         if is_main_process():
             index.write()
+    if damaged:
+        whole = [record for record in scanned.records if record.is_gone or record.file in decoded]
+        if not whole:
+            raise UserError(unreadable_pictures(damaged))
+        scanned = replace(scanned, records=whole)
     return as_decoded(scanned, decoded), decoded
 
 
@@ -242,19 +261,3 @@ def precision_problems(options: TrainNetworkOptions) -> list[str]:
         f"--mixed_precision fp16 needs a GPU, and the torch that is installed, {version}, is for the CPU alone; "
         "give bf16 or no, or install torch for your GPU"
     ]
-
-
-def check_writable(name: str, folder_text: str) -> list[str]:
-    """Problems with a folder that files go to: it is made where it is missing, and must be writable."""
-    folder = Path(folder_text)
-    existing = existing_part(folder)
-    if existing is None:
-        return [f"--{name}: {folder} cannot be made: there is no such drive"]
-    if not existing.is_dir():
-        return [f"--{name}: {folder} cannot be made, because {existing} is a file"]
-    if reason := why_not_writable(existing):
-        return [f"--{name}: {folder} cannot be written to ({reason}); give a folder of your own"]
-    free = shutil.disk_usage(existing).free
-    if free < MIN_FREE_BYTES:
-        return [f"--{name}: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
-    return []

@@ -18,7 +18,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.dataset.loader",),
     ("library.training",),
     (
-        "library.cache_folders",
+        "library.folders",
         "library.disk_space",
         "library.given_files",
         "library.network_choice",
@@ -32,7 +32,6 @@ LAYERS: list[tuple[str, ...]] = [
 # What must be there before torch is: all that `--help` and the checks of a run need.
 TORCH_FREE = (
     "train_network",
-    "library.cache_folders",
     "library.dataset.sheet",
     "library.disk_space",
     "library.errors",
@@ -43,6 +42,7 @@ TORCH_FREE = (
     "library.families.kinds",
     "library.families.prompt_weights",
     "library.files",
+    "library.folders",
     "library.given_files",
     "library.leftovers",
     "library.logs",

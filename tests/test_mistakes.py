@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from library import cache_folders
-from library.cache_folders import cache_folder_problems
+from library import folders
 from library.dataset import picture_index
 from library.dataset.scan import scan_dataset
 from library.files import why_not_writable
@@ -115,6 +114,12 @@ def cut_picture(project: Path) -> None:
         path.write_bytes(path.read_bytes()[:60])
 
 
+def write_dataset_config(project: Path) -> None:
+    subset = '[[datasets.subsets]]\nimage_dir = "nowhere"\n'
+    dataset = f"[[datasets]]\nresolution = 64\n{subset}"
+    (project / "sets.toml").write_text(2 * dataset, encoding="utf-8")
+
+
 def make_refiner(project: Path) -> None:
     write_checkpoint(project / "model.safetensors", REFINER)
 
@@ -146,11 +151,24 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "unknown key": (
         lambda p: write_line(p, "network_dimm = 8"), ["--strict_config"], r"lora\.toml:6.*network_dimm.*network_dim"
     ),
+    "key that stands twice": (
+        lambda p: write_line(p, "learning_rate = 1e-4"), [], r"toml:6: .*learning_rate stands twice, first on line 5"
+    ),
+    "two values": (None, ["--resolution", "128", "96"], r"--resolution takes one value, got '128' and '96': write"),
+    "two files": (None, ["--config_file", "other.toml"], r"--config_file is given twice, lora\.toml and other\.toml"),
+    "too large": (None, ["--resolution", "100000"], r"--resolution must be at most 16384 pixels a side, got '100000'"),
+    "no timesteps": (None, ["--min_timestep", "800", "--max_timestep", "500"], r"800 is above --max_timestep 500"),
+    "pointer of git-lfs": (
+        lambda p: (p / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n"), [],
+        r"model\.safetensors is not the file itself but git-lfs's pointer to it: run `git lfs pull`"
+    ),
+    "missing folder of a dataset": (
+        write_dataset_config, ["--dataset_config", "sets.toml"], r"sets\.toml:4: image_dir: there is no folder nowhere"
+    ),
     "wrong type": (lambda p: write_line(p, 'train_batch_size = "many"'), [], r"lora\.toml:6.*train_batch_size.*many"),
     "bad choice": (lambda p: write_line(p, 'mixed_precision = "fp32"'), [], r"mixed_precision.*fp16.*bf16.*fp32"),
     "not toml": (lambda p: write_line(p, "resolution: 512"), [], r"lora\.toml.*6"),
     "unknown flag": (None, ["--learning_rat", "1", "--lerning_rate", "1e-4"], r"--lerning_rate.*--learning_rate"),
-    "no config": (None, ["--config_file", "other.toml"], r"other\.toml"),
     "no model": (None, ["--pretrained_model_name_or_path", "sd/none.ckpt"], r"none\.ckpt.*does not exist"),
     "hub name": (None, ["--pretrained_model_name_or_path", "runwayml/stable-diffusion-v1-5"], r"nothing is downloaded"),
     "refiner": (make_refiner, [], r"a Stable Diffusion XL refiner; this version trains a Stable Diffusion 1\.x"),
@@ -267,6 +285,18 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, project):
     assert left == before, "a mistake must leave nothing behind"
 
 
+def test_a_dry_run_shows_its_tables_without_the_pictures_that_cannot_be_read(project):
+    cut_picture(project)
+    result = run("--config_file", "lora.toml", "--dry_run", cwd=project)
+    assert result.returncode == 2 and re.search(r"^steps:$", result.stdout, re.MULTILINE)
+    assert re.search(r"^train/2_yabin +1 +2", result.stdout, re.MULTILINE)
+    assert re.search(r"^error: 2 pictures cannot be read: .*图 0\.png.*图 2\.png", result.stderr, re.MULTILINE)
+    for path in (project / "train" / "2_yabin").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    result = run("--config_file", "lora.toml", "--dry_run", cwd=project)
+    assert result.returncode == 2 and "error: 3 pictures cannot be read" in result.stderr
+
+
 def test_all_mistakes_are_told_at_once(project):
     cut_picture(project)
     make_refiner(project)
@@ -317,8 +347,31 @@ def test_files_are_looked_at_whatever_is_wrong_with_an_option(value, project, mo
 def test_an_unknown_key_is_a_warning_for_a_drop_in(project):
     write_line(project, "network_dimm = 8")
     cut_model(project)
-    result = run("--config_file", "lora.toml", cwd=project)
-    assert "network_dimm" in result.stderr and "cut off" in result.stderr
+    result = run("--config_file", "lora.toml", "--network_dim", "4", "--network_dim", "8", cwd=project)
+    assert re.search(r"^\d\d:\d\d:\d\d WARNING lora\.toml:6: network_dimm is", result.stderr, re.MULTILINE)
+    assert "WARNING --network_dim is given twice on the command line: the last one counts" in result.stderr
+    assert "cut off" in result.stderr
+
+
+def test_a_folder_that_is_missing_from_two_datasets_is_told_once(project):
+    write_dataset_config(project)
+    result = run("--config_file", "lora.toml", "--dataset_config", "sets.toml", cwd=project)
+    assert result.stderr.count("nowhere") == 1
+
+
+def test_a_configuration_that_is_not_there_is_named(project):
+    result = run("--config_file", "other.toml", cwd=project)
+    assert result.returncode == 2 and "error: --config_file: there is no file other.toml" in result.stderr
+
+
+def test_what_a_dataset_cannot_have_is_said(project):
+    """Sizes that no bucket has, and batches that are never full; a rate that no optimizer learns with."""
+    write_line(project, 'optimizer_type = "lion"\nunet_lr = 1.0\ntrain_batch_size = 1000000000\nenable_bucket = true')
+    write_line(project, "min_bucket_reso = 64")
+    result = run("--config_file", "lora.toml", "--resolution", "130", cwd=project)
+    assert "resolution 130x130 is no multiple of 64 (bucket_reso_steps): no bucket is of this size" in result.stderr
+    assert "a batch of 1000000000 pictures (train_batch_size) is never full: an epoch has 6 pictures" in result.stderr
+    assert "the learning rate 1 is far too high for lion: 0.0001 is usual" in result.stderr
 
 
 def test_an_output_folder_without_permission_is_named(project):
@@ -336,19 +389,19 @@ def test_a_folder_of_pictures_that_takes_no_caches_is_named_unless_they_are_all_
     """Root may write to any folder, so that a read-only file system is played by what tries it."""
     folder = project / "train" / "2_yabin"
     (folder / "图 0_0064x0064_sd.npz").touch()
-    monkeypatch.setattr(cache_folders, "why_not_writable", lambda tried: "Read-only file system")
+    monkeypatch.setattr(folders, "why_not_writable", lambda tried: "Read-only file system")
     options = TrainNetworkOptions(
         train_data_dir=str(project / "train"), resolution="64", cache_latents_to_disk=True, caption_extension=".txt"
     )
     scanned = scan_dataset(options)
-    (problem,) = cache_folder_problems(options, "sd", scanned)
+    (problem,) = folders.cache_folder_problems(options, "sd", scanned)
     assert problem.startswith("--cache_latents_to_disk: 2 pictures in ") and "--cache_latents alone" in problem
     for index in (1, 2):
         (folder / f"图 {index}.npz").touch()
-    assert cache_folder_problems(options, "sd", scanned) == []
+    assert folders.cache_folder_problems(options, "sd", scanned) == []
     with_text = replace(options, cache_text_encoder_outputs_to_disk=True)
-    assert cache_folder_problems(with_text, "sd", scanned) == []  # which keeps them in memory
-    (problem,) = cache_folder_problems(with_text, "sdxl", scanned)
+    assert folders.cache_folder_problems(with_text, "sd", scanned) == []  # which keeps them in memory
+    (problem,) = folders.cache_folder_problems(with_text, "sdxl", scanned)
     assert problem.startswith("--cache_text_encoder_outputs_to_disk: 3 pictures in ")
 
 

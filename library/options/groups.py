@@ -24,6 +24,7 @@ from library.options.checks import (
     rates,
 )
 from library.options.derived import (
+    MAX_SIDE,
     PROMPT_SUFFIXES,
     caches_latents,
     caches_text,
@@ -66,7 +67,6 @@ HUB_VALUES = {
     "huggingface_repo_visibility": ("public", "private"),
 }
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
-MAX_BUCKET_SIDE = 16384  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class DatasetOptions(OptionGroup):
         return [
             *at_least(self, 1, "dataset_repeats", "vae_batch_size", "train_batch_size"),
             *at_least(self, 1, "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"),
-            *at_most(self, MAX_BUCKET_SIDE, "max_bucket_reso"),
+            *at_most(self, MAX_SIDE, "max_bucket_reso"),
             *at_least(self, 0, "max_data_loader_n_workers"),
             *caption_numbers(self),
             *rates(self, "validation_split"),
@@ -289,6 +289,9 @@ class DenoisingOptions(OptionGroup):
                 if (getattr(self, name) or 0) > 1000
             ),
         ]
+        lowest, end = self.min_timestep or 0, 1000 if self.max_timestep is None else self.max_timestep
+        if not problems and lowest > end:
+            problems.append(f"--min_timestep {lowest} is above --max_timestep {end}: nothing is left to train")
         if self.adaptive_noise_scale is not None and not self.noise_offset:
             problems.append("--adaptive_noise_scale needs --noise_offset, for example 0.05")
         return problems

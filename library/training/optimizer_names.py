@@ -1,16 +1,18 @@
 """Names and arguments of optimizers and schedules, held against the source of their packages. Needs no torch."""
 
 import difflib
+import re
 from collections.abc import Collection
 
 from library.errors import UserError, quoted_list
-from library.options.derived import chooses_own_rate, optimizer_name, parse_key_values
+from library.options.derived import chooses_own_rate, optimizer_name, parse_key_values, trained_rates
 from library.options.groups import TrainNetworkOptions
 from library.signatures import classes_of, parameters_of
 from library.training.optimizers import OPTIMIZERS, UNFIT, find_spec
 
 TORCHS_OPTIMIZERS = "torch.optim"
 TORCHS_SCHEDULES = "torch.optim.lr_scheduler"
+HIGH_RATE = 0.1
 WARMUP = ("optimizer", "num_warmup_steps")
 WHOLE = (*WARMUP, "num_training_steps")
 
@@ -73,6 +75,19 @@ def check_schedule_name(options: TrainNetworkOptions) -> None:
 def makes_schedules(path: str) -> bool:
     """Whether a class is a schedule of torch's; the one they have in common only looks like it."""
     return "last_epoch" in (parameters_of(path) or ()) and not path.endswith(".LRScheduler")
+
+
+def rate_warnings(options: TrainNetworkOptions) -> list[str]:
+    """A sentence where a rate is far above what an optimizer of Adam's or Lion's kind can learn with."""
+    name = optimizer_name(options)
+    spec = find_spec(name)
+    is_of_kind = re.match(r"(Paged|R|N)?(Adam|Lion|Adafactor)", spec.path.rpartition(".")[2])
+    if not is_of_kind or spec.adapts_lr or (spec.relative_step and chooses_own_rate(options)):
+        return []
+    high = [rate for rate in trained_rates(options) if rate > HIGH_RATE]
+    if not high:
+        return []
+    return [f"the learning rate {max(high):g} is far too high for {name}: 0.0001 is usual, and the loss will diverge"]
 
 
 def check_arguments(flag: str, name: str, path: str, given: Collection[str], filled: Collection[str]) -> None:

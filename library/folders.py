@@ -1,14 +1,34 @@
-"""Whether the folders of the pictures take the files that caches are to be kept in. Needs no torch."""
+"""Whether folders take the files that a run is to write there: its output, and caches beside pictures."""
 
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 from library.dataset.scan import ImageRecord, ScannedDataset
 from library.errors import counted
 from library.families import writes_text
-from library.files import why_not_writable
+from library.files import existing_part, why_not_writable
 from library.options.groups import TrainNetworkOptions
+
+MIN_FREE_BYTES = 200_000_000
+
+
+def check_writable(name: str, folder_text: str) -> list[str]:
+    """Problems with a folder that files go to: it is made where it is missing, and must be writable."""
+    folder = Path(folder_text)
+    existing = existing_part(folder)
+    if existing is None:
+        return [f"--{name}: {folder} cannot be made: there is no such drive"]
+    if not existing.is_dir():
+        return [f"--{name}: {folder} cannot be made, because {existing} is a file"]
+    if reason := why_not_writable(existing):
+        return [f"--{name}: {folder} cannot be written to ({reason}); give a folder of your own"]
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        return [f"--{name}: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
+    return []
 
 
 def cache_folder_problems(options: TrainNetworkOptions, family: str | None, scanned: ScannedDataset) -> list[str]:
