@@ -6,10 +6,11 @@ accelerate launch train_network.py --config_file my_lora.toml
 import logging
 from functools import partial
 
-from library.errors import run_script
+from library.dataset.scan import unreadable_pictures
+from library.errors import UserError, run_script
 from library.logs import start_logging
 from library.options.cli import read_options
-from library.options.groups import TrainNetworkOptions
+from library.options.groups import LoggingOptions, TrainNetworkOptions
 from library.options.places import problems_in_place
 from library.preflight import preflight, problems_of_files
 from library.recipes.overview import show_overview
@@ -23,6 +24,7 @@ def train(argv: list[str] | None = None, family: str | None = None) -> None:
 
     The model's family is what the checkpoint says, which has to be `family` where that is given.
     """
+    start_logging(LoggingOptions())  # for what is said of options while they are read
     options = read_options(TrainNetworkOptions, argv, partial(problems_of_files, wanted_family=family))
     with problems_in_place(options):
         train_as_asked(options, family)
@@ -35,6 +37,8 @@ def train_as_asked(options: TrainNetworkOptions, family: str | None = None) -> N
     report(options, checked)
     if options.dry_run:
         show_overview(checked)
+        if checked.damaged:
+            raise UserError(unreadable_pictures(checked.damaged))
     if options.debug_dataset:
         from library.recipes.debug_dataset import show_dataset  # numpy and OpenCV, but no torch
 

@@ -166,6 +166,17 @@ def existing_part(path: Path) -> Path | None:
     return next((part for part in (path, *path.absolute().parents) if part.exists()), None)
 
 
+def why_not_writable(folder: str | Path) -> str | None:
+    """Why no file can be made in a folder that is there, which is tried; None where one can."""
+    probe = temporary_beside(Path(folder) / "probe")
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def read_user_text(path: Path, place: str) -> str:
     """The text of a file in UTF-8; a UserError begins with `place`, which names the file."""
     if os.path.exists(path) and not os.path.isfile(path):

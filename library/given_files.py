@@ -8,11 +8,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from library.dataset.picture_files import open_picture, unreadable_reason
-from library.errors import UserError
+from library.errors import UserError, counted, quoted_list
 from library.families import FAMILIES
-from library.families.detect import CheckpointInfo, inspect_checkpoint, is_zip, read_shapes
+from library.families.detect import (
+    CheckpointInfo,
+    inspect_checkpoint,
+    is_zip,
+    read_json_object,
+    read_shapes,
+    refuse_pointer,
+)
 from library.families.kinds import KINDS, Shapes, kind_of_shapes
 
+LATENT_CHANNELS = 4
+VAE_PREFIXES = ("first_stage_model.", "")  # of the names in whole checkpoints and in files of a VAE
+OF_LORA = re.compile(r"lora_(unet|te\d?)_\w+\.(lora_(down|up)\.weight|alpha)")  # keys of files of networks.lora
 PICKLE_START = b"\x80"  # of PyTorch files before version 1.6, which are no archives
 
 # Layers of networks by which the base model is known: those that only one family has, and those whose inputs are as
@@ -26,16 +36,50 @@ LAYERS_OF_TEXT_WIDTH = re.compile(r"(lora_unet_.*_attn2_to_k|lora_te_.*_self_att
 KIND_OF_TEXT_WIDTH = {width: kind for row in FAMILIES.values() for kind, width in row.text_widths.items()}
 
 
-def check_vae(path_text: str) -> None:
-    """UserError unless --vae names a VAE, or a model that has one."""
+def check_vae(path_text: str, base: CheckpointInfo | None) -> None:
+    """UserError unless --vae names a VAE, or a model that has one, that fits the base model."""
     path = Path(path_text)
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "vae" / "config.json").is_file():
-            raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        _check_vae_folder(path)
         return
     info = inspect_checkpoint(path_text, "--vae")
-    if info.kind != "vae" and not KINDS[info.kind].has_vae:
+    scale = KINDS[info.kind].vae_scale
+    if info.kind != "vae" and not scale:
         raise UserError(f"--vae: {info.path} is a {info.description}; wanted is a VAE, or a model that has one")
+    if scale and base and scale != (KINDS[base.kind].vae_scale or scale):
+        raise UserError(
+            f"--vae: {info.path} is a {info.description}, whose VAE does not fit {base.path}, a {base.description}"
+        )
+    if not info.is_folder:
+        _check_vae_weights(info.path, read_shapes(info.path, "--vae"))
+
+
+def _check_vae_folder(path: Path) -> None:
+    config_file = next((file for name in (".", "vae") if (file := path / name / "config.json").is_file()), None)
+    if config_file is None:
+        raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
+    config = read_json_object(config_file, "--vae")
+    if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise UserError(f"--vae: the folder {path} holds a {name}; wanted is a VAE (AutoencoderKL)")
+    _check_channels(path, config.get("latent_channels", LATENT_CHANNELS))
+
+
+def _check_vae_weights(path: Path, shapes: Shapes) -> None:
+    prefix = next((p for p in VAE_PREFIXES if f"{p}decoder.conv_in.weight" in shapes), None)
+    if prefix is None:
+        raise UserError(f"--vae: {path} has no VAE in it")
+    if f"{prefix}encoder.mid_block.resnets.0.conv1.weight" in shapes:
+        raise UserError(f"--vae: {path} has the names of diffusers; give the folder that holds its config.json instead")
+    shape = shapes[f"{prefix}decoder.conv_in.weight"]
+    _check_channels(path, shape[1] if shape and len(shape) > 1 else LATENT_CHANNELS)
+
+
+def _check_channels(path: Path, channels: int) -> None:
+    if channels != LATENT_CHANNELS:
+        raise UserError(
+            f"--vae: {path} makes latents of {channels} channels; those of Stable Diffusion 1.x, 2.x and XL have "
+            f"{LATENT_CHANNELS}"
+        )
 
 
 def check_thumbnail(text: str) -> None:
@@ -58,6 +102,7 @@ def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_our
     path = Path(path_text)
     if not path.is_file():
         raise UserError(f"{flag}: there is no file {path}")
+    refuse_pointer(path, flag)
     if path.suffix.lower() != ".safetensors" and not is_zip(path):
         with open(path, "rb") as file:
             if file.read(1) != PICKLE_START:
@@ -72,6 +117,16 @@ def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_our
         wanted = " or a ".join(KINDS[kind].description for kind in kinds)
         raise UserError(f"{flag}: {path} is a network for a {wanted}, but {base.path} is a {base.description}")
     return shapes
+
+
+def check_lora_keys(path_text: str, flag: str, shapes: Shapes) -> None:
+    """UserError for weights that no LoRA of kohya's has; what a pickle's names are of is not known."""
+    other = [name for name in shapes if not OF_LORA.fullmatch(name)]
+    if other and None not in shapes.values():
+        raise UserError(
+            f"{flag}: {path_text} is no LoRA as networks.lora has it: {counted(len(other), 'weight')} of another "
+            f"algorithm or program, {quoted_list(other, 3)}"
+        )
 
 
 def base_kinds(shapes: Shapes) -> tuple[str, ...]:

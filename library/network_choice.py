@@ -5,9 +5,11 @@ import importlib
 import importlib.util
 from pathlib import Path
 
+from library.errors import UserError
 from library.families.kinds import Shapes
 from library.options.derived import network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
+from library.training.resuming import convolution_problems, part_problems
 
 PIP_NAMES = {"lycoris": "lycoris-lora"}  # of packages that are imported by another name
 
@@ -37,7 +39,7 @@ def check_network_module(name: str | None) -> list[str]:
 
 
 def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None) -> None:
-    """UserError for --network_args, or ranks beside --network_weights, that the network cannot take.
+    """UserError for --network_args that the network cannot take, and --network_weights of other layers or ranks.
 
     As far as that can be told without torch.
     """
@@ -47,7 +49,15 @@ def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None
         return
     module = importlib.import_module(name)
     module.check_arguments(arguments)
-    if weights and not options.dim_from_weights and hasattr(module, "check_ranks"):
+    if not weights:
+        return
+    problems = part_problems(options, weights)
+    if not options.dim_from_weights and None not in weights.values():
+        problems += convolution_problems(weights, module, arguments)
+    if problems:
+        file = options.network_weights
+        raise UserError(*(f"--network_weights: {file} does not fit this run: {problem}" for problem in problems))
+    if not options.dim_from_weights and hasattr(module, "check_ranks"):
         module.check_ranks(weights, options.network_weights, options.network_dim, arguments)
 
 

@@ -1,9 +1,8 @@
 """Everything that can be checked before torch is imported: all mistakes in one list, and what is known of a run."""
 
-import os
-import shutil
+import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from library.dataset.scan import (
     ScannedDataset,
     as_decoded,
     scan_dataset,
+    unreadable_pictures,
     verify_pictures,
     write_info_caches,
 )
@@ -29,21 +29,20 @@ from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
 from library.families.agreement import check_clip_skip
 from library.families.detect import CheckpointInfo, inspect_checkpoint
-from library.files import existing_part
-from library.given_files import check_network, check_thumbnail, check_vae
+from library.folders import cache_folder_problems, check_writable
+from library.given_files import check_lora_keys, check_network, check_thumbnail, check_vae
 from library.leftovers import remove_leftovers
 from library.network_choice import check_network_arguments, check_network_module
-from library.options.derived import caches_text, network_module, resumes_newest
+from library.options.derived import DEFAULT_NETWORK, caches_text, network_module, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.options.launch import launch_problems
 from library.training.hub import check_uploads, fetch_state
+from library.training.optimizer_names import check_optimizer_name, check_schedule_name
 from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
 from library.training.prompts import SamplePrompt, prompts_of
 from library.training.resuming import check_state, state_to_resume
 from library.training.tracker_checks import check_trackers
-
-MIN_FREE_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Preflight:
     audit: Audit
     disk_needs: list[DiskNeed]
     disk_warnings: list[str]
+    damaged: list[str]  # pictures that were left out, with reasons; of a dry run alone
 
 
 class Problems(list[str]):
@@ -93,20 +93,26 @@ def look_at_files(
     if checkpoint:
         attempt(check_clip_skip, options, checkpoint)
     if options.vae:
-        attempt(check_vae, options.vae)
+        attempt(check_vae, options.vae, checkpoint)
     if options.metadata_thumbnail:
         attempt(check_thumbnail, options.metadata_thumbnail)
     for name in ("output_dir", "logging_dir"):
         if folder := getattr(options, name):
             problems.extend(check_writable(name, folder))
     problems.extend(check_network_module(options.network_module))
+    problems.extend(precision_problems(options))
     problems.extend(check_optimizer(options))
+    attempt(check_optimizer_name, options)
+    attempt(check_schedule_name, options)
     weights = None
     if options.network_weights:
         is_ours = network_module(options).startswith("networks.")
         weights = attempt(check_network, options.network_weights, "--network_weights", checkpoint, is_ours)
+        if weights and network_module(options) == DEFAULT_NETWORK:
+            attempt(check_lora_keys, options.network_weights, "--network_weights", weights)
     for path in options.base_weights or []:
-        attempt(check_network, path, "--base_weights", checkpoint, True)
+        if base_weights := attempt(check_network, path, "--base_weights", checkpoint, True):
+            attempt(check_lora_keys, path, "--base_weights", base_weights)
     attempt(check_network_arguments, options, weights)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     return checkpoint, family, prompts
@@ -133,10 +139,12 @@ def _preflight(options: TrainNetworkOptions, wanted_family: str | None, index: P
     checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
     if is_main_process():
         attempt(check_trackers, options)
-    scanned, decoded = attempt(read_dataset, options, index) or (None, {})
+    damaged: list[str] | None = [] if options.dry_run else None
+    scanned, decoded = attempt(read_dataset, options, index, damaged) or (None, {})
     if scanned is not None:
         problems += bucket_step_problems(family, scanned) if family else []
         problems += text_cache_problems(options, scanned, family)
+        problems += cache_folder_problems(options, family, scanned)
     split = scanned and attempt(split_validation, scanned, options.seed, options.dataset_config)
     resume = None if options.resume_from_huggingface else attempt(state_to_resume, options)
     if resume:
@@ -157,7 +165,19 @@ def _preflight(options: TrainNetworkOptions, wanted_family: str | None, index: P
     warnings = check_disk_space(needs)
     audit = audit_of(options, scanned, choices, decoded, index)
     return Preflight(
-        checkpoint, family, scanned, validation, choices, repeats, prompts, plan, resume, audit, needs, warnings
+        checkpoint,
+        family,
+        scanned,
+        validation,
+        choices,
+        repeats,
+        prompts,
+        plan,
+        resume,
+        audit,
+        needs,
+        warnings,
+        damaged or [],
     )
 
 
@@ -168,19 +188,27 @@ def folders_of_run(options: TrainNetworkOptions) -> list[Path]:
     return [output, output / "sample", *of_state]
 
 
-def read_dataset(options: TrainNetworkOptions, index: PictureIndex) -> tuple[ScannedDataset, dict[Path, Decoded]]:
+def read_dataset(
+    options: TrainNetworkOptions, index: PictureIndex, damaged: list[str] | None
+) -> tuple[ScannedDataset, dict[Path, Decoded]]:
     """The dataset, and what its pictures turned out to be: each is decoded, so that a damaged one is named now.
 
-    What `index` remembers is not read again.
+    What `index` remembers is not read again. Where `damaged` is a list, the damaged pictures go there instead of into a
+    UserError, as long as others are left.
     """
-    scanned = scan_dataset(options, index=index)
+    scanned = scan_dataset(options, index=index, damaged=damaged)
     with tqdm(desc="checking pictures", unit="pictures", delay=2) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        decoded = verify_pictures(scanned.records, progress=progress, index=index)
+        decoded = verify_pictures(scanned.records, progress=progress, index=index, damaged=damaged)
+    if damaged:
+        whole = [record for record in scanned.records if record.is_gone or record.file in decoded]
+        if not whole:
+            raise UserError(unreadable_pictures(damaged))
+        scanned = replace(scanned, records=whole)
     return as_decoded(scanned, decoded), decoded
 
 
@@ -226,17 +254,17 @@ def text_cache_problems(options: TrainNetworkOptions, scanned: ScannedDataset, f
     ]
 
 
-def check_writable(name: str, folder_text: str) -> list[str]:
-    """Problems with a folder that files go to: it is made where it is missing, and must be writable."""
-    folder = Path(folder_text)
-    existing = existing_part(folder)
-    if existing is None:
-        return [f"--{name}: {folder} cannot be made: there is no such drive"]
-    if not existing.is_dir():
-        return [f"--{name}: {folder} cannot be made, because {existing} is a file"]
-    if not os.access(existing, os.W_OK):
-        return [f"--{name}: {folder} cannot be written to (no permission); give a folder of your own"]
-    free = shutil.disk_usage(existing).free
-    if free < MIN_FREE_BYTES:
-        return [f"--{name}: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
-    return []
+def precision_problems(options: TrainNetworkOptions) -> list[str]:
+    """A sentence where the installed torch is a build for the CPU, as its version tells, and fp16 is asked for."""
+    if options.mixed_precision != "fp16":
+        return []
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    if not version.endswith("+cpu"):
+        return []
+    return [
+        f"--mixed_precision fp16 needs a GPU, and the torch that is installed, {version}, is for the CPU alone; "
+        "give bf16 or no, or install torch for your GPU"
+    ]

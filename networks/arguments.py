@@ -13,7 +13,7 @@ def read_arguments(module: str, declared: dict[str, Callable[[str], object]], gi
         if key not in declared:
             near = difflib.get_close_matches(key, declared, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(declared)}"
-            problems.append(f"network_args: {module} has no argument {key}; {hint}")
+            problems.append(f"--network_args: {module} has no argument {key}; {hint}")
             continue
         if text in (None, "", "None"):
             continue
@@ -21,7 +21,7 @@ def read_arguments(module: str, declared: dict[str, Callable[[str], object]], gi
             values[key] = declared[key](text)
         except ValueError as error:  # of our own converters it says what they take
             expected = declared[key].__name__ if isinstance(declared[key], type) else error
-            problems.append(f"network_args: {key} must be {expected}, got {text!r}")
+            problems.append(f"--network_args: {key} must be {expected}, got {text!r}")
     if problems:
         raise UserError(*problems)
     return values

@@ -58,9 +58,11 @@ class LrWeights:
             return [PRESETS[self.preset](index / last) + self.added for index in range(num_blocks)]
         given = list(self.numbers)
         if len(given) < num_blocks:
-            logger.warning("network_args: %s has %d of %d numbers, the others are 1", argument, len(given), num_blocks)
+            logger.warning(
+                "--network_args: %s has %d of %d numbers, the others are 1", argument, len(given), num_blocks
+            )
         if len(given) > num_blocks:
-            logger.warning("network_args: %s has %d numbers, the first %d count", argument, len(given), num_blocks)
+            logger.warning("--network_args: %s has %d numbers, the first %d count", argument, len(given), num_blocks)
         return (given + [1.0] * num_blocks)[:num_blocks]
 
 
@@ -104,9 +106,9 @@ def check_layout(given: dict, layout: BlockLayout | None) -> None:
     """UserError where values for blocks are given and there are no blocks, or not as many."""
     listed = [name for name in ARGUMENTS if name in given]
     if listed and layout is None:
-        raise UserError(f"network_args: {', '.join(listed)}: no layer that is trained here is in a numbered block")
+        raise UserError(f"--network_args: {', '.join(listed)}: no layer that is trained here is in a numbered block")
     problems = [
-        f"network_args: {name} takes {layout.num_blocks} numbers, one a block, got {len(given[name])}"
+        f"--network_args: {name} takes {layout.num_blocks} numbers, one a block, got {len(given[name])}"
         for name in RANK_ARGUMENTS
         if name in given and len(given[name]) != layout.num_blocks
     ]

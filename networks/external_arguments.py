@@ -24,9 +24,9 @@ def check_arguments(module: ModuleType, given: dict[str, str]) -> None:
     names, takes_all = known_arguments(module)
     unknown = [name for name in given if name not in names]
     if unknown and not takes_all:
-        raise UserError(*(f"network_args: {module.__name__} has no argument {n}{nearest(n, names)}" for n in unknown))
+        raise UserError(*(f"--network_args: {module.__name__} has no argument {n}{nearest(n, names)}" for n in unknown))
     for name in unknown if names else ():
-        logger.warning("network_args: %s seems not to read %s%s", module.__name__, name, nearest(name, names))
+        logger.warning("--network_args: %s seems not to read %s%s", module.__name__, name, nearest(name, names))
     if is_lycoris(module):
         check_lycoris_arguments(module, given)
 
@@ -64,7 +64,7 @@ def warn_of_unused(module: ModuleType, given: dict[str, object]) -> None:
     """Name what LyCORIS does not read where it makes a network of a file."""
     unused = [name for name, value in given.items() if value is not None]
     if unused and is_lycoris(module):
-        logger.warning("network_args: %s: no effect, LyCORIS takes everything from the file", ", ".join(unused))
+        logger.warning("--network_args: %s: no effect, LyCORIS takes everything from the file", ", ".join(unused))
 
 
 def check_lycoris_arguments(module: ModuleType, given: dict[str, str]) -> None:
@@ -73,13 +73,13 @@ def check_lycoris_arguments(module: ModuleType, given: dict[str, str]) -> None:
     problems = []
     algorithms = sorted(module.network_module_dict.keys() - {"tlora"})  # which has to be told of every step's timesteps
     if algo not in algorithms:
-        problems.append(f"network_args: algo must be one of {', '.join(algorithms)}, got {algo!r}")
+        problems.append(f"--network_args: algo must be one of {', '.join(algorithms)}, got {algo!r}")
     if preset not in module.PRESET:
         if not Path(preset).is_file():
             presets = ", ".join(module.PRESET)
-            problems.append(f"network_args: preset must be one of {presets}, or a TOML file, got {preset!r}")
+            problems.append(f"--network_args: preset must be one of {presets}, or a TOML file, got {preset!r}")
         elif module.read_preset(preset) is None:  # which prints the reason
-            problems.append(f"network_args: preset: {preset} is no preset file of LyCORIS, as said above")
+            problems.append(f"--network_args: preset: {preset} is no preset file of LyCORIS, as said above")
     if problems:
         raise UserError(*problems)
     if algo in READERS:
@@ -94,9 +94,9 @@ def check_lycoris_ranks(network_dim: int | None, given: dict[str, str]) -> None:
         return
     rank, texts = network_dim or 4, [given.get(name) or None for name in ("block_size", "conv_dim")]
     if not all(text is None or text.isdecimal() for text in texts) or texts[0] == "0":
-        raise UserError("network_args: block_size and conv_dim must be whole numbers, block_size above 0")
+        raise UserError("--network_args: block_size and conv_dim must be whole numbers, block_size above 0")
     block_size = int(texts[0] or 4)
-    ranks = {"--network_dim": rank} | ({"network_args: conv_dim": int(texts[1])} if texts[1] else {})
+    ranks = {"--network_dim": rank} | ({"--network_args: conv_dim": int(texts[1])} if texts[1] else {})
     problems = [
         f"{name} must be a multiple of {block_size} with algo=dylora, its block_size in --network_args, got {value}"
         for name, value in ranks.items()

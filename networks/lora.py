@@ -159,7 +159,7 @@ def create_network_from_weights(
     given = read(network_args)
     unused = [name for name in RANK_ARGUMENTS if name in given]
     if unused:
-        logger.warning("network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(unused), path)
+        logger.warning("--network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(unused), path)
     layout = layout_of(targets)
     blocks.check_layout({name: value for name, value in given.items() if name not in unused}, layout)
     names = {target.other_name: target.name for target in targets}

@@ -36,7 +36,7 @@ def check_arguments(network_args: dict[str, str]) -> None:
         "block_lr_zero_threshold": tuple(blocks.LR_ARGUMENTS),
     }
     problems = [
-        f"network_args: {name} needs {' or '.join(needed)}"
+        f"--network_args: {name} needs {' or '.join(needed)}"
         for name, needed in needs.items()
         if name in given and not given.keys() & set(needed)
     ]

@@ -130,7 +130,7 @@ MISTAKES = {
         r"datasets\[0\]: 1 of 2 subsets have a metadata_file; the others need a \[\[datasets\]\] of their own",
     ),
     "no metadata file": (
-        'class_tokens = "dog"', 'metadata_file = "x.json"', r"data\.toml: metadata_file: there is no file x\.json"
+        'class_tokens = "dog"', 'metadata_file = "x.json"', r"data\.toml:29: metadata_file: there is no file x\.json"
     ),
     "folder key beside a file": (
         "flip_aug = true", 'metadata_file = "x.json"', r"datasets\[1\]\.subsets\[0\]: class_tokens does not go with"
@@ -170,7 +170,7 @@ def test_flags_of_folders_beside_the_file_are_told_to_have_no_effect(folders):
 def test_a_folder_of_masks_that_is_not_there_is_told_with_the_file(folders):
     text = TWO_DATASETS.replace("flip_aug = true", 'conditioning_data_dir = "{folder}/masks"')
     options = TrainNetworkOptions(dataset_config=written(folders, text).dataset_config, masked_loss=True)
-    with pytest.raises(UserError, match=r"data\.toml: conditioning_data_dir: there is no folder .*masks"):
+    with pytest.raises(UserError, match=r"data\.toml:30: conditioning_data_dir: there is no folder .*masks"):
         read_dataset_config(options)
 
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from library import preflight
+from library import folders, preflight
 from library.dataset.cache import CachedLatents, read_latents, write_latents
 from library.dataset.info_cache import write_info
 from library.dataset.text_cache import KEYS, TextOrigin, read_text, write_text
@@ -31,6 +31,7 @@ from library.options.fields import flags_of
 from library.options.groups import LoggingOptions, TrainNetworkOptions
 from library.pictures import write_picture
 from library.training.resuming import read_facts
+from library.training.run_files import RunFiles
 from library.training.saving import LoopState, save_state
 from tests import tiny
 from train_network import train
@@ -170,7 +171,7 @@ def test_a_log_without_room_goes_on_in_the_console(no_room, capfd):
 
 
 def test_a_run_without_room_goes_on_and_its_network_is_not_lost(tiny_file, pictures, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(preflight, "MIN_FREE_BYTES", 0)
+    monkeypatch.setattr(folders, "MIN_FREE_BYTES", 0)
     monkeypatch.setattr(preflight, "check_disk_space", lambda needs: [])  # which would say so before
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     prompts = tmp_path / "prompts.txt"
@@ -195,6 +196,20 @@ def test_a_run_without_room_goes_on_and_its_network_is_not_lost(tiny_file, pictu
         assert not [path for path in output.rglob(".*")]
     assert load_file(found)
     assert messages.count("training goes on, and older files stay") == 3
+
+
+def test_a_file_that_outlived_a_save_that_failed_goes_with_the_next_one(tiny_file, pictures, tmp_path, monkeypatch):
+    write = RunFiles._write
+
+    def full_at_3(self: RunFiles, path: Path, *more) -> None:
+        if path.name == "lora-step00000003.safetensors":
+            raise CannotWrite(path, "no room")
+        write(self, path, *more)
+
+    monkeypatch.setattr(RunFiles, "_write", full_at_3)
+    train(tiny.arguments(tiny_file, pictures, tmp_path / "out", save_every_n_steps=1, save_last_n_steps=1))
+    steps = sorted(path.stem for path in (tmp_path / "out").glob("lora-step*"))
+    assert steps == ["lora-step00000007", "lora-step00000008"]
 
 
 # --- names that cannot be taken, and leftovers -----------------------------------------------------------------------

@@ -10,14 +10,21 @@ ROOT = Path(__file__).parents[1]
 # From low to high: a module imports from its own row and from the rows above it here. A name stands for the module and
 # everything inside it; of two that match, the longer one counts.
 LAYERS: list[tuple[str, ...]] = [
-    ("library", "library.errors", "library.files", "library.secrets", "library.texts"),
+    ("library", "library.errors", "library.files", "library.secrets", "library.signatures", "library.texts"),
     ("library.options", "library.network_files"),
     ("library.logs", "library.families", "library.dataset", "library.layers"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
     ("library.training",),
-    ("library.disk_space", "library.given_files", "library.network_choice", "library.preflight", "library.report"),
+    (
+        "library.folders",
+        "library.disk_space",
+        "library.given_files",
+        "library.network_choice",
+        "library.preflight",
+        "library.report",
+    ),
     ("library.recipes",),
     ("scripts",),  # train_network.py and its kin, and tools/
 ]
@@ -35,6 +42,7 @@ TORCH_FREE = (
     "library.families.kinds",
     "library.families.prompt_weights",
     "library.files",
+    "library.folders",
     "library.given_files",
     "library.leftovers",
     "library.logs",
@@ -46,10 +54,12 @@ TORCH_FREE = (
     "library.report",
     "library.recipes.debug_dataset",
     "library.secrets",
+    "library.signatures",
     "library.recipes.overview",
     "library.training.hub",
     "library.training.losses",
     "library.training.memory_savers",
+    "library.training.optimizer_names",
     "library.training.optimizers",
     "library.training.plan",
     "library.training.prompts",

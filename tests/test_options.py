@@ -186,7 +186,7 @@ def test_wrong_value_in_the_file_is_an_error_with_its_line(folder, line, sentenc
     [
         ("seed = 1\nnetwork_dim = \n", "train.toml:2: not valid TOML: Empty value is invalid"),
         ("output_name = cat", "train.toml:1: not valid TOML: 'cat' is not a value; text needs quotes"),
-        ("seed = 1\nseed = 2", "train.toml:2: not valid TOML: Duplicate keys!"),
+        ("seed = 1\nseed = 2", "train.toml:2: not valid TOML: seed stands twice, first on line 1"),
         ("[a]\nseed = 1\n[a]\nv2 = true", "train.toml:3: not valid TOML: [a] stands twice; put both into one"),
         (
             "text_encoder_lr = [1e-4, 0]",
@@ -530,7 +530,7 @@ def test_options_that_belong_to_another_one_are_warned_about_without_it():
         ),
         ({"loss_type": "huber", "huber_schedule": "constant", "huber_scale": 2}, []),
         ({"multires_noise_discount": 0.5}, ["--multires_noise_discount has no effect without --multires_noise_iter"]),
-        ({"min_timestep": 800, "max_timestep": 500}, ["--min_timestep 800 is not below --max_timestep 500"]),
+        ({"min_timestep": 500, "max_timestep": 500}, ["--min_timestep 500 is not below --max_timestep 500"]),
         ({"lr_scheduler_power": 2, "lr_scheduler": "cosine"}, ["--lr_scheduler_power has no effect on --lr_scheduler"]),
         ({"lr_scheduler_power": 2, "lr_scheduler": "polynomial"}, []),
         ({"lr_scheduler": "cosine", "lr_scheduler_type": "StepLR"}, ["--lr_scheduler has no effect beside --lr_sch"]),

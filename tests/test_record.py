@@ -12,6 +12,7 @@ from library.dataset.scan import scan_dataset
 from library.errors import Stopped, UserError
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
+from library.training.network_recipe import NetworkRecipe
 from library.training.plan import StepPlan
 from library.training.record import MAX_STRETCHES, RunRecord, StepTimes
 from library.training.run_facts import dataset_facts
@@ -105,6 +106,42 @@ def test_a_record_is_there_from_the_start_and_tells_how_a_run_ended(error, outco
     ended = read_record(tmp_path / "last-run.json")
     assert (ended["outcome"], ended["error"], ended["progress"]["steps"]) == (outcome, said, [2, 8])
     assert ended["secrets_left_out"] == ["huggingface_token"]
+
+
+def test_the_record_of_a_killed_run_tells_its_last_save(project, monkeypatch):
+    class Killed(BaseException):
+        """Ends a run as a kill does: nothing is written after it."""
+
+    def kill_at_the_third(self: NetworkRecipe, state: LoopState) -> None:
+        if state.step == 3:
+            raise Killed
+        finish_step(self, state)
+
+    finish_step = NetworkRecipe.step_finished
+    monkeypatch.setattr(NetworkRecipe, "step_finished", kill_at_the_third)
+    with pytest.raises(Killed):
+        train(["--config_file", "lora.toml", "--save_every_n_steps", "2"])
+    record = read_record(project / "out" / "猫-run.json")
+    assert (record["outcome"], record["progress"]["steps"]) == ("running", [2, 3])
+    assert record["seconds_a_step"]["counted"] == 1
+
+
+def test_a_run_that_begins_anew_names_the_files_it_overwrites(project, capsys):
+    (project / "out").mkdir()
+    for name in (
+        "猫.safetensors",
+        "猫-step00000002.safetensors",
+        "猫-step00000008.safetensors",
+        "猫-000001.safetensors",
+    ):
+        (project / "out" / name).touch()
+    arguments = ["--config_file", "lora.toml", "--save_every_n_steps", "2", "--save_state", "--resume", "auto"]
+    train(arguments)
+    files = "猫-step00000002.safetensors, 猫.safetensors"
+    said = f"WARNING out has files of an earlier run that are overwritten: {files}; give"
+    assert f"{said} another --output_name to keep them" in capsys.readouterr().err
+    train(arguments[:-2])
+    assert f"{said} --resume auto to go on where it ended" in capsys.readouterr().err
 
 
 def test_a_record_that_cannot_be_written_is_a_warning(tmp_path, caplog):

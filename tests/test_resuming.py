@@ -24,8 +24,9 @@ from library.options.groups import SavingOptions
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OPTIMIZERS, find_spec
 from library.training.plan import StepPlan
-from library.training.resuming import newest_state, resumed_state
-from library.training.saving import LoopState, OutputNames
+from library.training.resuming import newest_state, read_state, resumed_state
+from library.training.run_files import RunFiles
+from library.training.saving import LoopState, OutputNames, SkipCount
 from tests import tiny
 from tests.conftest import RUNS_SLOW_TESTS
 from tests.results import curves, weights_equal
@@ -378,6 +379,36 @@ def test_a_second_ctrl_c_ends_at_once(tiny_folder, pictures, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             train(tiny.arguments(tiny_folder, pictures, tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["lora-run.json"]
+
+
+def test_ctrl_c_while_the_last_file_is_written_waits_for_it(tiny_folder, pictures, tmp_path, capfd):
+    write = RunFiles.write_network
+
+    def interrupted(self, path: Path, *more) -> None:
+        if path.name == "lora.safetensors":
+            signal.raise_signal(signal.SIGTERM)
+        write(self, path, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFiles, "write_network", interrupted)
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / "out", save_state_on_train_end=True))
+    assert newest_state(OutputNames(SavingOptions(output_dir=str(tmp_path / "out"), output_name="lora")))
+    assert json.loads((tmp_path / "out" / "lora-run.json").read_text())["outcome"] == "finished"
+    assert "stopping: this step is finished and saved, as SIGTERM asks\n" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_all_files_of_a_state_have_the_permissions_of_other_files(finished):
+    modes = {path.stat().st_mode for path in (finished[1] / "lora-state").iterdir()}
+    assert modes == {(finished[1] / "lora-run.json").stat().st_mode}
+
+
+def test_skipped_steps_are_counted_on_and_older_states_have_none(tmp_path):
+    plan = StepPlan(4, 4, 1, 1, num_epochs=2, max_train_steps=8)
+    facts = LoopState(step=4, skipped=SkipCount(2, 3)).facts()
+    for written, count in ((facts, SkipCount(2, 3)), ({k: v for k, v in facts.items() if k != "skipped"}, SkipCount())):
+        (tmp_path / "train_state.json").write_text(json.dumps(written), encoding="utf-8")
+        assert read_state(tmp_path, plan, 0).skipped == count
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")

@@ -143,6 +143,7 @@ PLAN = StepPlan(12, batches_per_epoch=6, num_processes=1, accumulation=2, num_ep
         ({}, LoopState(epoch=1, step=0, batch=0, seed=7)),
         ({"initial_epoch": 3}, LoopState(epoch=3, step=6, batch=0, seed=7)),
         ({"initial_step": 4}, LoopState(epoch=2, step=4, batch=2, seed=7)),
+        ({"initial_step": 4, "resume": "auto"}, LoopState(epoch=2, step=4, batch=2, seed=7)),  # and no state
         ({"initial_step": 4, "initial_epoch": 9}, LoopState(epoch=2, step=4, batch=2, seed=7)),
     ],
 )

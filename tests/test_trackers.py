@@ -3,6 +3,8 @@
 import json
 import struct
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from library.errors import UserError
 from library.options.groups import TrainNetworkOptions
+from library.training.network_recipe import NetworkRecipe
+from library.training.saving import LoopState
 from library.training.tracker_checks import check_trackers, read_tracker_config
 from library.training.trackers import Tracker, loggable_options
 from tests import tiny
@@ -42,7 +46,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def wandb_records(folder: Path) -> list[Record]:
     """What the one run under a folder has written: LevelDB's log format after a header of seven bytes."""
     wandb.teardown()  # its service writes a moment later than a run finishes
-    (path,) = folder.rglob("offline-run*/*.wandb")
+    (path,) = [*folder.rglob("offline-run*/*.wandb")] or folder.rglob("run-*/*.wandb")
     data, records, record = path.read_bytes(), [], b""
     position = 7
     while position + 7 <= len(data):
@@ -112,6 +116,83 @@ def test_wandb_out_of_reach_is_said_once_and_the_run_is_kept(
     assert (tmp_path / "out" / "lora.safetensors").is_file()
     assert capsys.readouterr().err.count("wandb is out of reach") == 1
     assert [row["global_step"] for row in history(wandb_records(tmp_path)) if "loss/current" in row][-1] == 8
+
+
+class WandbServer:
+    """As much of wandb's server as lets a run begin; from `die` on it hangs up on every request."""
+
+    def __init__(self):
+        self.is_dead, self.requests_when_dead = False, 0
+        handler = type("Handler", (WandbHandler,), {"wandb_server": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def die(self) -> None:
+        self.is_dead = True
+
+
+class WandbHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wandb_server: WandbServer
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.wandb_server.is_dead:
+            self.wandb_server.requests_when_dead += 1
+            self.close_connection = True
+            return
+        answer = json.dumps({"data": self.data(json.loads(body))} if self.path == "/graphql" else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_PUT = do_POST
+
+    def data(self, request: dict) -> dict:
+        query, variables = request["query"], request.get("variables") or {}
+        if "upsertBucket" in query:
+            project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
+            bucket = {"id": "b", "name": variables["name"], "displayName": "run", "project": project, "config": "{}"}
+            return {"upsertBucket": {"bucket": bucket | {"historyLineCount": 0}, "inserted": True}}
+        if "createRunFiles" in query:
+            files = [{"name": name, "uploadUrl": f"{self.wandb_server.url}/{name}"} for name in variables["files"]]
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        return {"viewer": {"id": "v", "entity": "e", "username": "e", "flags": "{}", "teams": {"edges": []}}}
+
+
+def test_a_wandb_server_that_vanishes_costs_neither_the_run_nor_what_was_logged(
+    offline, tiny_file, pictures, tmp_path, monkeypatch
+):
+    """wandb is told to wait for it for 2 seconds at the end, where `FINISH_SECONDS` would be the limit."""
+    server, finish_step = WandbServer(), NetworkRecipe.step_finished
+
+    def die_at_4(self: NetworkRecipe, state: LoopState) -> None:
+        finish_step(self, state)
+        if state.step == 4:
+            server.die()
+
+    monkeypatch.setattr(NetworkRecipe, "step_finished", die_at_4)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    config = tmp_path / "tracker.toml"
+    config.write_text(f"[wandb]\ndir = '{tmp_path}'\nsettings = {{finish_timeout = 2}}\n", encoding="utf-8")
+    train(
+        tiny.arguments(
+            tiny_file, pictures, tmp_path / "out", log_with="wandb", log_tracker_config=config, wandb_api_key=KEY
+        )
+    )
+    assert (tmp_path / "out" / "lora.safetensors").is_file() and server.requests_when_dead
+    steps = [row["global_step"] for row in history(wandb_records(tmp_path)) if "loss/current" in row]
+    assert steps == list(range(1, 9))
+    server.server.shutdown()
+    server.server.server_close()
 
 
 def test_tensorboard_gets_pictures_and_options(tiny_file, pictures, prompts, tmp_path):

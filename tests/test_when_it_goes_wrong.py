@@ -31,7 +31,7 @@ from library.training.memory_errors import is_out_of_memory, memory_for, sentenc
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OPTIMIZERS, build_optimizer
 from library.training.rescue import kept_when_it_fails
-from library.training.saving import LoopState
+from library.training.saving import LoopState, SkipCount
 from tests import tiny
 from tests.results import metadata_of, weights_equal
 from train_network import train
@@ -199,7 +199,7 @@ def test_the_scaler_of_fp16_looking_for_its_scale_is_no_divergence():
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = accelerator.prepare(torch.optim.AdamW([weight]))
-    skipped = SkippedSteps(TrainNetworkOptions(max_skipped_steps=0), accelerator)
+    skipped = SkippedSteps(TrainNetworkOptions(max_skipped_steps=0), accelerator, SkipCount())
     taken = []
     for number in range(5):
         taken.append(step(weight, optimizer, accelerator, (weight * 3).square().sum()))

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from library.options.derived import resolution_wh
-from library.options.groups import MAX_BUCKET_SIDE
+from library.options.derived import MAX_SIDE, resolution_wh
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -132,8 +131,8 @@ def bucket_range_problems(spec: DatasetSpec) -> list[str]:
     step = spec.bucket_reso_steps
     if min(step, spec.min_bucket_reso) < 1 or spec.min_bucket_reso > spec.max_bucket_reso:
         return ["min_bucket_reso, max_bucket_reso and bucket_reso_steps must be above 0, and min not above max"]
-    if spec.max_bucket_reso > MAX_BUCKET_SIDE:
-        return [f"max_bucket_reso must be at most {MAX_BUCKET_SIDE}, got {spec.max_bucket_reso}"]
+    if spec.max_bucket_reso > MAX_SIDE:
+        return [f"max_bucket_reso must be at most {MAX_SIDE}, got {spec.max_bucket_reso}"]
     sides = resolution_wh(spec)
     lowest = max(spec.min_bucket_reso // step, 1) * step
     highest = -(-spec.max_bucket_reso // step) * step

@@ -39,8 +39,8 @@ class Place:
 def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOptions], list[str]]:
     """The datasets, the subsets of all of them, and notes; a UserError names every mistake with its place."""
     path = Path(options.dataset_config)
-    document = _parse(path)
-    problems, notes = check_document(document), []
+    text, document = _parse(path)
+    problems, missing, notes = check_document(document), [], []
     if not problems:
         specs, subsets = [], []
         for index, (place, subset_places) in enumerate(_places(document)):
@@ -48,8 +48,9 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
             subsets += [_subset(p, options, index) for p in subset_places]
             problems += _spec_problems(specs[-1], place)
         problems += _subset_problems(specs, subsets, options)
-    if problems:
-        raise UserError(*(f"{path}: {problem}" for problem in problems))
+        missing = _missing(path, text, subsets)
+    if problems or missing:
+        raise UserError(*(f"{path}: {problem}" for problem in problems), *missing)
     for flag in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir"):
         if getattr(options, flag):
             notes.append(f"--{flag} has no effect beside --dataset_config")
@@ -60,11 +61,11 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
     return specs, subsets, notes
 
 
-def _parse(path: Path) -> Table:
+def _parse(path: Path) -> tuple[str, Table]:
     if path.suffix.lower() not in (".toml", ".json"):
         raise UserError(f"--dataset_config must be a .toml or .json file, got {path}")
     text = read_user_text(path, f"--dataset_config: {path}")
-    return parse_toml(path, text) if path.suffix.lower() == ".toml" else parse_json(path, text)
+    return text, (parse_toml if path.suffix.lower() == ".toml" else parse_json)(path, text)
 
 
 def _places(document: Table) -> Iterator[tuple[Place, list[Place]]]:
@@ -118,12 +119,6 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
     problems, seen = [], set()
     for subset in subsets:
         where = f"metadata_file {subset.source}" if subset.metadata_file else f"image_dir {subset.source}"
-        for key in ("image_dir", "conditioning_data_dir"):
-            folder = getattr(subset, key)
-            if folder and not folder.is_dir():
-                problems.append(f"{key}: there is no folder {folder}")
-        if subset.metadata_file and not subset.metadata_file.is_file():
-            problems.append(f"metadata_file: there is no file {subset.metadata_file}")
         if (subset.dataset, subset.source) in seen:
             problems.append(f"{where} stands twice in one dataset")
         seen.add((subset.dataset, subset.source))
@@ -139,6 +134,23 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
         problems += [f"{where}: {problem}" for problem in _caption_problems(subset)]
         problems += [f"{where}: {problem}" for problem in _crop_problems(subset, specs[subset.dataset], options)]
     return problems
+
+
+def _missing(path: Path, text: str, subsets: list[SubsetOptions]) -> list[str]:
+    """A sentence for each folder and file that is not there, once, with the first line that has its name."""
+    missing = {}
+    for subset in subsets:
+        for key, kind in (("image_dir", "folder"), ("conditioning_data_dir", "folder"), ("metadata_file", "file")):
+            place = getattr(subset, key)
+            if place and not (place.is_dir() if kind == "folder" else place.is_file()):
+                missing[key, place] = kind
+    lines = text.splitlines()
+    sentences = []
+    for (key, place), kind in missing.items():
+        line = next((n for n, line in enumerate(lines, start=1) if key in line and place.name in line), None)
+        where = f"{path}:{line}" if line else str(path)
+        sentences.append(f"{where}: {key}: there is no {kind} {place}")
+    return sentences
 
 
 def _caption_problems(subset: SubsetOptions) -> list[str]:

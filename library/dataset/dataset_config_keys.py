@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.options.convert import A_PATH, MAX_WHOLE, is_path
+from library.options.derived import MAX_SIDE
 
 BOOL, INT, NUMBER, TEXT, PAIR = "true or false", "a whole number", "a number", "text in quotes", "a list of two numbers"
-SIZE = "a side in pixels, or a list of width and height"
+SIZE = f"a side of at most {MAX_SIDE} pixels, or a list of width and height"
 TABLE = "a table"
 
 
@@ -60,7 +61,6 @@ KEYS: dict[str, Key] = {
     "metadata_file": Key(A_PATH, "s"),
     "conditioning_data_dir": Key(A_PATH, "s"),
 }
-MAX_SIDE = 99_999  # as in --resolution
 ATTRIBUTES = ("diff_output_preservation",)  # keys of custom_attributes that mean something
 NOT_WITH_METADATA_FILE = ("caption_extension", "class_tokens", "cache_info", "is_reg", "conditioning_data_dir")
 LEVEL_NAMES = {"g": "[general]", "d": "[[datasets]]", "s": "[[datasets.subsets]]"}

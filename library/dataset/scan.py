@@ -51,8 +51,16 @@ class ScannedDataset:
     own: Any = None  # with --dataset_class: the user's dataset, which takes the place of the records
 
 
-def scan_dataset(options: Any, progress: Progress | None = None, index: PictureIndex | None = None) -> ScannedDataset:
-    """The dataset of --dataset_class, --dataset_config or --in_json, or of --train_data_dir and --reg_data_dir."""
+def scan_dataset(
+    options: Any,
+    progress: Progress | None = None,
+    index: PictureIndex | None = None,
+    damaged: list[str] | None = None,
+) -> ScannedDataset:
+    """The dataset of --dataset_class, --dataset_config or --in_json, or of --train_data_dir and --reg_data_dir.
+
+    Pictures that cannot be read are added to `damaged` and left out; where it is None, they are a UserError.
+    """
     if options.dataset_class:
         return ScannedDataset([], [], [], own=load_own_dataset(options))
     if options.dataset_config:
@@ -61,7 +69,7 @@ def scan_dataset(options: Any, progress: Progress | None = None, index: PictureI
         specs, subsets, notes = [spec_from_flags(options)], [subset_of_in_json(options)], []
     else:
         specs, subsets, notes = [spec_from_flags(options)], subsets_from_folders(options), folder_notes(options)
-    scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk, index=index)
+    scanned = scan(subsets, progress, latents_suffice=options.cache_latents_to_disk, index=index, damaged=damaged)
     scanned = replace(scanned, specs=specs)
     notes = notes + scanned.notes + _face_crop_notes(scanned) + _separator_notes(scanned) + _mask_notes(subsets)
     return replace(scanned, notes=notes)
@@ -73,8 +81,9 @@ def scan(
     progress: Progress | None = None,
     latents_suffice: bool = False,
     index: PictureIndex | None = None,
+    damaged: list[str] | None = None,
 ) -> ScannedDataset:
-    """Read names, sizes and captions of all pictures; everything unreadable is named in one UserError.
+    """Read names, sizes and captions of all pictures; everything unreadable is named in one UserError, or `damaged`.
 
     With latents_suffice, latents on disk stand in for a picture that a metadata file names and that is gone. What
     `index` remembers is not read again.
@@ -91,9 +100,12 @@ def scan(
         records += _records(folder, number, index, unreadable)
         if progress:
             progress(len(records) + len(unreadable), num_pictures)
+    if damaged is not None:
+        damaged += unreadable
+        unreadable = []
     if unreadable:  # say at once what else is damaged
         unreadable += _decoded(records, index)[1]
-    problems = [_unreadable(sorted(unreadable))] if unreadable else []
+    problems = [unreadable_pictures(unreadable)] if unreadable else []
     problems += [problem for folder in folders for problem in folder.problems]
     if not problems and not any(folder.pictures for folder in folders if not folder.subset.is_reg):
         problems.append(_no_pictures([str(subset.source) for subset in subsets if not subset.is_reg]))
@@ -114,14 +126,17 @@ def verify_pictures(
     num_threads: int | None = None,
     progress: Progress | None = None,
     index: PictureIndex | None = None,
+    damaged: list[str] | None = None,
 ) -> dict[str, Decoded]:
     """Decode every picture that `index` does not know, note it there, and return what all of them are.
 
-    All that are damaged are named in one UserError.
+    All that are damaged are named in one UserError, or added to `damaged`.
     """
-    decoded, damaged = _decoded(records, index or PictureIndex(), num_threads, progress)
-    if damaged:
-        raise UserError(_unreadable(damaged))
+    decoded, found = _decoded(records, index or PictureIndex(), num_threads, progress)
+    if found and damaged is None:
+        raise UserError(unreadable_pictures(found))
+    if damaged is not None:
+        damaged += found
     return decoded
 
 
@@ -284,5 +299,5 @@ def _by(size_wh: Size) -> str:
     return f"{size_wh[0]}x{size_wh[1]}"
 
 
-def _unreadable(pictures: list[str]) -> str:
-    return f"{counted(len(pictures), 'picture')} cannot be read: " + ", ".join(pictures)
+def unreadable_pictures(pictures: list[str]) -> str:
+    return f"{counted(len(pictures), 'picture')} cannot be read: " + ", ".join(sorted(pictures))

@@ -12,6 +12,7 @@ from library.families.kinds import KINDS, PIPELINE_KINDS, Shapes, kind_of_shapes
 from library.texts import read_json
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+POINTER_START = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 MAX_PICKLE_BYTES = 20_000_000  # of the index of a torch file; large models have about 1 MB
 SD2_TEXT_LAYERS = 23  # of the 24 in its files: it was trained with the output of the last but one
@@ -46,9 +47,20 @@ def inspect_checkpoint(path_text: str, flag: str = "--pretrained_model_name_or_p
 
 def read_shapes(path: Path, flag: str) -> Shapes:
     """Weight names and shapes of a checkpoint file (shape None where a pickle does not tell)."""
+    refuse_pointer(path, flag)
     if path.suffix.lower() == ".safetensors":
         return _shapes_of_safetensors(path, flag)
     return dict.fromkeys(_names_in_pickle(path, flag))
+
+
+def refuse_pointer(path: Path, flag: str) -> None:
+    """UserError for the few lines that git leaves in place of a large file without git-lfs."""
+    with open(path, "rb") as file:
+        if file.read(len(POINTER_START)) == POINTER_START:
+            raise UserError(
+                f"{flag}: {path} is not the file itself but git-lfs's pointer to it: run `git lfs pull` in its "
+                "folder, or download the file again"
+            )
 
 
 def _missing_sentence(path_text: str, flag: str) -> str:
@@ -69,7 +81,10 @@ def _kind_of_folder(path: Path, flag: str) -> str:
     index_path = path / "model_index.json"
     if not index_path.is_file():
         raise UserError(f"{flag}: the folder {path} is not a diffusers model: it has no model_index.json")
-    index = _read_json(index_path, flag)
+    index = read_json_object(index_path, flag)
+    for part in sorted(path.glob("*/*")):
+        if part.suffix in WEIGHT_SUFFIXES and part.is_file():
+            refuse_pointer(part, flag)
     kind = PIPELINE_KINDS.get(str(index.get("_class_name")), "unknown")
     if kind not in ("sd1", "sd1_inpainting", "sdxl"):
         return kind
@@ -82,10 +97,11 @@ def _kind_of_folder(path: Path, flag: str) -> str:
 
 
 def _read_json_if_there(path: Path, flag: str) -> dict:
-    return _read_json(path, flag) if path.is_file() else {}
+    return read_json_object(path, flag) if path.is_file() else {}
 
 
-def _read_json(path: Path, flag: str) -> dict:
+def read_json_object(path: Path, flag: str) -> dict:
+    """The object in a JSON file of a model folder."""
     try:
         return dict(read_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

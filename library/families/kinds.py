@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 Shapes = dict[str, tuple[int, ...] | None]  # of the weights of a file by their names; None where it does not tell
 
+SD_SCALE = 0.18215  # arXiv:2112.10752, appendix G
+SDXL_SCALE = 0.13025  # arXiv:2307.01952; of the VAE that SDXL was trained with
 ORDINARY = "train on the ordinary model of the same version: its LoRAs work on this one"
 
 
@@ -18,18 +20,20 @@ class Kind:
 
     description: str
     advice: str = ""  # what to do where a model to train was wanted and this is none
-    has_vae: bool = False  # one that fits Stable Diffusion 1.x, 2.x or XL
+    vae_scale: float | None = None  # of its VAE, where that fits Stable Diffusion 1.x, 2.x or XL
 
 
 KINDS = {
-    "sd1": Kind("Stable Diffusion 1.x model", has_vae=True),
-    "sd1_inpainting": Kind("Stable Diffusion 1.x inpainting model", ORDINARY, has_vae=True),
-    "sd2": Kind("Stable Diffusion 2.x model", has_vae=True),
-    "sd2_inpainting": Kind("Stable Diffusion 2.x inpainting, depth or upscaling model", ORDINARY, has_vae=True),
-    "sdxl": Kind("Stable Diffusion XL base model", has_vae=True),
-    "sdxl_inpainting": Kind("Stable Diffusion XL inpainting model", ORDINARY, has_vae=True),
+    "sd1": Kind("Stable Diffusion 1.x model", vae_scale=SD_SCALE),
+    "sd1_inpainting": Kind("Stable Diffusion 1.x inpainting model", ORDINARY, vae_scale=SD_SCALE),
+    "sd2": Kind("Stable Diffusion 2.x model", vae_scale=SD_SCALE),
+    "sd2_inpainting": Kind("Stable Diffusion 2.x inpainting, depth or upscaling model", ORDINARY, vae_scale=SD_SCALE),
+    "sdxl": Kind("Stable Diffusion XL base model", vae_scale=SDXL_SCALE),
+    "sdxl_inpainting": Kind("Stable Diffusion XL inpainting model", ORDINARY, vae_scale=SDXL_SCALE),
     "sdxl_refiner": Kind(
-        "Stable Diffusion XL refiner", "train on the base model; the refiner runs after it without a LoRA", has_vae=True
+        "Stable Diffusion XL refiner",
+        "train on the base model; the refiner runs after it without a LoRA",
+        vae_scale=SDXL_SCALE,
     ),
     "sd3": Kind("Stable Diffusion 3 model", other_script("sd3_train_network.py")),
     "flux": Kind("FLUX model", other_script("flux_train_network.py")),

@@ -15,13 +15,13 @@ from library.families.blocks import BlockLayout
 from library.families.checkpoint_files import Target
 from library.families.checkpoints import load_models
 from library.families.detect import inspect_checkpoint
+from library.families.kinds import SD_SCALE
 from library.families.kohya_view import view_of
 from library.families.modules import KOHYA_UNET_CLASSES, checkpoint_gradients, in_text_model, text_layers, unet_layers
 from library.families.text_memory import TextMemory
 from library.families.vae import Vae
 from library.options.groups import ModelOptions
 
-LATENT_SCALE = 0.18215  # arXiv:2112.10752, appendix G
 BLOCKS = BlockLayout(num_down=12, num_mid=1, num_up=12)
 
 
@@ -62,7 +62,7 @@ class Sd:
         self.tokenizer = clip.build_tokenizer(self.version.pad_token)
         models = load_models(checkpoint, options, Target(dtype, device))
         self.unet, self.text_encoders = models.unet, models.text_encoders
-        self.vae = Vae(models.vae, LATENT_SCALE, device)
+        self.vae = Vae(models.vae, SD_SCALE, device)
         self.trains_text_encoder = False
         self._memory = TextMemory(self._encode_one, self.text_encoders, device, dtype)
 

@@ -13,6 +13,7 @@ from library.families.blocks import BlockLayout
 from library.families.checkpoint_files import Target
 from library.families.checkpoints import load_models
 from library.families.detect import inspect_checkpoint
+from library.families.kinds import SDXL_SCALE
 from library.families.kohya_view import view_of
 from library.families.ldm_unet import ldm_paths
 from library.families.modules import KOHYA_UNET_CLASSES, checkpoint_gradients, in_text_model, text_layers, unet_layers
@@ -20,7 +21,6 @@ from library.families.text_memory import TextMemory
 from library.families.vae import Vae
 from library.options.groups import ModelOptions
 
-LATENT_SCALE = 0.13025  # arXiv:2307.01952; of the VAE that SDXL was trained with
 PAD_TOKENS = "<|endoftext|>", "!"  # of CLIP and of OpenCLIP
 BLOCKS = BlockLayout(num_down=9, num_mid=3, num_up=9, num_before=1, num_after=1)
 FIRST_BLOCK = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}  # by its name in LDM's layout
@@ -38,7 +38,7 @@ class Sdxl:
         checkpoint = inspect_checkpoint(options.pretrained_model_name_or_path)
         models = load_models(checkpoint, options, Target(dtype, device))
         self.unet, self.text_encoders = models.unet, models.text_encoders
-        self.vae = Vae(models.vae, LATENT_SCALE, device)
+        self.vae = Vae(models.vae, SDXL_SCALE, device)
         self.trains_text_encoder = False
         self._memory = TextMemory(self._encode_one, self.text_encoders, device, dtype)
 

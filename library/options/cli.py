@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from library.errors import UserError
 from library.options.config_file import Given, config_path, read_config, rename_aliases, write_config
-from library.options.convert import Mismatch, convert, is_unset
+from library.options.convert import LISTS_JOINED_BY_COMMA, Mismatch, convert, is_unset
 from library.options.fields import Flag, OptionGroup, flags_of
 from library.options.groups import ConfigOptions
 from library.options.honoured import refusals_for
@@ -117,27 +118,57 @@ def _argparse_arguments(flag: Flag) -> dict[str, Any]:
         return {**arguments, "action": "store_true"}
     choices = "{" + ",".join(str(choice) for choice in flag.choices) + "}" if flag.choices else None
     arguments["metavar"] = choices or META_VARIABLES[flag.kind]
-    return {**arguments, "nargs": "*"} if flag.is_list else arguments
+    return {**arguments, "action": _GivenOnce, **({"nargs": "*"} if flag.is_list else {})}
+
+
+class _GivenOnce(argparse.Action):
+    """Keeps the last value, and says so where there was another; a second file of options is a mistake."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, values)
+        if before != values and self.dest == "config_file":
+            parser.error(f"--config_file is given twice, {before} and {values}: one file counts, put all into it")
+        if before != values:
+            logger.warning("--%s is given twice on the command line: the last one counts", self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def _read_command_line(reading: Reading, words: list[str] | None, source: str = COMMAND_LINE) -> dict[str, Given]:
     """The flags among the words; None stands for those that the script was started with."""
     namespace, rest = build_parser(reading.options_type).parse_known_args(words)
-    reading.problems += [with_place(problem, source) for problem in _problems_of_rest(rest, reading.flags)]
+    written = sys.argv[1:] if words is None else words
+    reading.problems += [with_place(problem, source) for problem in _problems_of_rest(rest, written, reading.flags)]
     given = {name: Given(value, source) for name, value in vars(namespace).items()}
     return _renamed(given, reading.flags)
 
 
-def _problems_of_rest(words: list[str], flags: dict[str, Flag]) -> list[str]:
+def _problems_of_rest(rest: list[str], written: list[str], flags: dict[str, Flag]) -> list[str]:
     """A sentence for each word the parser did not know; words after an unknown flag are its values."""
     problems = []
-    for word in words:
+    for word in rest:
         if word.startswith("-"):
             name = word.partition("=")[0]
             problems.append(f"{name} is not a flag of this script{_nearest(name.lstrip('-'), flags, '--')}")
         elif not problems:
-            problems.append(f"{word!r} on the command line belongs to no flag: switches take no value")
+            belongs_to_no_flag = f"{word!r} on the command line belongs to no flag: switches take no value"
+            problems.append(_second_value(word, written) or belongs_to_no_flag)
     return problems
+
+
+def _second_value(word: str, written: list[str]) -> str:
+    """What to say of a word behind a flag and its one value; "" where it is no such word."""
+    for flag, value, more in zip(written, written[1:], written[2:], strict=False):
+        if more == word and flag.startswith("--") and "=" not in flag and not value.startswith("-"):
+            is_joined = flag.lstrip("-") in LISTS_JOINED_BY_COMMA
+            advice = f"write {value},{more}" if is_joined else "put a text with spaces into quotes"
+            return f"{flag} takes one value, got {value!r} and {more!r}: {advice}"
+    return ""
 
 
 def _read_file(reading: Reading, config_file: str, strict: bool) -> None:

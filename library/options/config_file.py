@@ -97,6 +97,7 @@ def parse_toml(path: Path | str, text: str) -> dict[str, Any]:
         line = getattr(error, "lineno", None)
         place = f"{path}:{line}" if line else str(path)
         reason = _plain_reason(error.msg) if isinstance(error, toml.TomlDecodeError) else "quotes or brackets are open"
+        reason = _named_twice(text, line) if reason == "Duplicate keys!" else reason
         raise UserError(f"{place}: not valid TOML: {reason}{_backslash_hint(text, line)}") from None
     if _ends_in_open_list(text):
         raise UserError(f"{path}: not valid TOML: the last list is not closed with ]")
@@ -116,6 +117,16 @@ def _plain_reason(message: str) -> str:
     for pattern, words in REASONS:
         message = re.sub(pattern, words, message)
     return message.strip().rstrip(".")
+
+
+def _named_twice(text: str, line: int) -> str:
+    """Which key stands on a line for the second time, and where it stands before."""
+    lines = text.split("\n")
+    if not (found := KEY_LINE.match(lines[line - 1])):
+        return "a key stands twice"
+    matches = ((number, KEY_LINE.match(before)) for number, before in enumerate(lines[: line - 1], start=1))
+    earlier = [number for number, match in matches if match and match[2] == found[2]]
+    return f"{found[2]} stands twice, first on line {earlier[-1]}" if earlier else f"{found[2]} stands twice"
 
 
 def _backslash_hint(text: str, line: int | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from library.errors import UserError
 
 DEFAULT_NETWORK = "networks.lora"
+MAX_SIDE = 16384  # pixels
 PROMPT_SUFFIXES = (".txt", ".toml", ".json")
 
 
@@ -16,9 +17,11 @@ def resolution_wh(options: Any) -> tuple[int, int]:
     text = options.resolution
     if text is None:
         raise UserError("--resolution is required, for example 512,512 (width,height)")
-    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:[,xX]\s*(\d{1,5})\s*)?", text)
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[,xX]\s*(\d{1,9})\s*)?", text)
     if match is None or 0 in (sides := [int(side) for side in match.groups(default=match[1])]):
         raise UserError(f"--resolution must be a size such as 512 or 512,768 (width,height), got {text!r}")
+    if max(sides) > MAX_SIDE:
+        raise UserError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {text!r}")
     return sides[0], sides[1]
 
 

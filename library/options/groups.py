@@ -24,6 +24,7 @@ from library.options.checks import (
     rates,
 )
 from library.options.derived import (
+    MAX_SIDE,
     PROMPT_SUFFIXES,
     caches_latents,
     caches_text,
@@ -66,7 +67,6 @@ HUB_VALUES = {
     "huggingface_repo_visibility": ("public", "private"),
 }
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
-MAX_BUCKET_SIDE = 16384  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class DatasetOptions(OptionGroup):
         return [
             *at_least(self, 1, "dataset_repeats", "vae_batch_size", "train_batch_size"),
             *at_least(self, 1, "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"),
-            *at_most(self, MAX_BUCKET_SIDE, "max_bucket_reso"),
+            *at_most(self, MAX_SIDE, "max_bucket_reso"),
             *at_least(self, 0, "max_data_loader_n_workers"),
             *caption_numbers(self),
             *rates(self, "validation_split"),
@@ -289,6 +289,9 @@ class DenoisingOptions(OptionGroup):
                 if (getattr(self, name) or 0) > 1000
             ),
         ]
+        lowest, end = self.min_timestep or 0, 1000 if self.max_timestep is None else self.max_timestep
+        if not problems and lowest > end:
+            problems.append(f"--min_timestep {lowest} is above --max_timestep {end}: nothing is left to train")
         if self.adaptive_noise_scale is not None and not self.noise_offset:
             problems.append("--adaptive_noise_scale needs --noise_offset, for example 0.05")
         return problems
@@ -337,7 +340,15 @@ class SchedulerOptions(OptionGroup):
             *at_least(self, 1, "lr_scheduler_num_cycles", "lr_scheduler_timescale"),
             *problems_of(parse_key_values, self.lr_scheduler_args, "lr_scheduler_args"),
         ]
-        return problems or ([] if self.lr_scheduler_type else self._check_name() or self._check_min_lr())
+        return problems or (
+            self._check_class() if self.lr_scheduler_type else self._check_name() or self._check_needs()
+        )
+
+    def _check_class(self) -> list[str]:
+        if self.lr_scheduler_type.rpartition(".")[2] != "ReduceLROnPlateau":
+            return []
+        what = "follows a measured loss, which is not given to schedules"
+        return [f"--lr_scheduler_type {self.lr_scheduler_type} {what}; try cosine"]
 
     def _check_name(self) -> list[str]:
         if self.lr_scheduler in SCHEDULERS or re.fullmatch(r"adafactor:\d+(\.\d+)?(e-?\d+)?", self.lr_scheduler):
@@ -346,12 +357,15 @@ class SchedulerOptions(OptionGroup):
         advice = f"did you mean {nearest[0]}?" if nearest else f"known are {quoted_list(list(SCHEDULERS), limit=20)}"
         return [f"--lr_scheduler {self.lr_scheduler} is not known; {advice}"]
 
-    def _check_min_lr(self) -> list[str]:
-        arguments = parse_key_values(self.lr_scheduler_args, "lr_scheduler_args")
-        has_minimum = self.lr_scheduler_min_lr_ratio is not None or {"min_lr", "min_lr_rate"} & arguments.keys()
-        if self.lr_scheduler != "cosine_with_min_lr" or has_minimum:
-            return []
-        return ["--lr_scheduler cosine_with_min_lr needs --lr_scheduler_min_lr_ratio, for example 0.1"]
+    def _check_needs(self) -> list[str]:
+        given = parse_key_values(self.lr_scheduler_args, "lr_scheduler_args").keys()
+        has_minimum = self.lr_scheduler_min_lr_ratio is not None or {"min_lr", "min_lr_rate"} & given
+        if self.lr_scheduler == "cosine_with_min_lr" and not has_minimum:
+            return ["--lr_scheduler cosine_with_min_lr needs --lr_scheduler_min_lr_ratio, for example 0.1"]
+        if self.lr_scheduler == "piecewise_constant" and "step_rules" not in given:
+            example = "\"step_rules='1:5,0.1:10,0.01'\""
+            return [f"--lr_scheduler piecewise_constant needs --lr_scheduler_args {example}"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from library.options.derived import chooses_own_rate, tracker_names
+from library.options.derived import chooses_own_rate, resumes_newest, tracker_names
 from library.options.fields import Flag, flags_of
 
 _NO_DDP = "gradients are averaged without DistributedDataParallel"
@@ -109,6 +109,7 @@ def warnings_for(options: Any) -> list[str]:
         f"--{name} has no effect beside --{other}"
         for name, other in NOT_BESIDE.items()
         if getattr(options, name) != flags[name].default and getattr(options, other)
+        if not (other == "resume" and resumes_newest(options))  # which counts where there is no state
     ]
     if options.dataset_class:
         given = [name for name in _flags_of_pictures(flags) if getattr(options, name) != flags[name].default]
@@ -132,7 +133,7 @@ def warnings_for(options: Any) -> list[str]:
     first = "initial_epoch" if options.initial_step is None else "initial_step"
     is_later = options.initial_step or (options.initial_epoch or 1) > 1
     has_schedule = options.lr_scheduler_type or options.lr_scheduler != "constant"
-    if is_later and has_schedule and not options.resume:
+    if is_later and has_schedule and not (options.resume and not resumes_newest(options)):
         warnings.append(f"--{first}: the learning-rate schedule starts at its beginning; --resume goes on with it")
     if options.xformers and options.sdpa:
         warnings.append("--xformers and --sdpa are both given; one is enough, and xformers goes first")
@@ -168,7 +169,7 @@ def _loss_warnings(options: Any, flags: dict[str, Flag]) -> list[str]:
     else:
         warnings = []
     lowest, end = options.min_timestep or 0, 1000 if options.max_timestep is None else options.max_timestep
-    if lowest >= end:
+    if lowest == end:
         warnings.append(
             f"--min_timestep {lowest} is not below --max_timestep {end}: every step trains timestep {min(end, 999)}"
         )

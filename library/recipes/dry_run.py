@@ -69,7 +69,7 @@ def measure(options: TrainNetworkOptions, checked: Preflight) -> None:
         return
     measured = replace(options, train_batch_size=len(batch.captions))  # the datasets' own files may say another
     table = memory_table(measured, checked.family, (width, height), captions_change)
-    print(f"memory of a GPU, estimated without one (tensors alone; about 1 GiB comes on top):\n{table}")
+    print(f"GiB of a GPU's memory, estimated without one (tensors alone; about 1 GiB comes on top):\n{table}")
 
 
 def largest_batch(dataset: TrainingDataset | OwnDataset) -> Batch:

@@ -138,7 +138,7 @@ def optimizer_bytes(options: TrainNetworkOptions, parameters: list[nn.Parameter]
 def savers_of(options: TrainNetworkOptions) -> dict[str, TrainNetworkOptions]:
     """The options with each saver that the run does not have already, and at the end with all of them."""
     savers = [saver for saver in TRAINING if saver.fields and not saver.is_taken(options)]
-    changed = {saver.advice: replace(options, **saver.fields) for saver in savers}
+    changed = {saver.name: replace(options, **saver.fields) for saver in savers}
     if len(savers) > 1:
         all_fields = {name: value for saver in savers for name, value in saver.fields.items()}
         changed["all of these"] = replace(options, **all_fields)
@@ -149,7 +149,7 @@ def memory_table(
     options: TrainNetworkOptions, family_name: str, size_wh: tuple[int, int], captions_change: bool
 ) -> str:
     """The estimate of the run as it is, with each saver alone and with all of them, in GiB."""
-    head = ("GiB", "frozen weights", "network, optimizer", "a step", "peak before training", "peak", "saved")
+    head = ("run", "model", "network, optimizer", "a step", "before training", "peak", "saved")
     runs = {"as it is": options, **savers_of(options)}
     estimates = {
         name: estimate(changed, family_name, size_wh, captions_change)

@@ -150,8 +150,12 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     recipe.sample_at_first(state)
     sampler = dataset.sampler(plan.accumulation, plan.num_processes)
     validation = None if held_out is None else Validation(held_out, options, accelerator)
-    with recorded(options, checked, recipe, accelerator, state), logging_redirect_tqdm():
-        with StopRequest(recipe.names.folder, accelerator) as stop, kept_when_it_fails(recipe, state):
+    with (  # the first from the outside lets no Ctrl-C end what the others write
+        StopRequest(recipe.names.folder, accelerator) as stop,
+        recorded(options, checked, recipe, accelerator, state),
+        logging_redirect_tqdm(),
+    ):
+        with kept_when_it_fails(recipe, state):
             parts = recipe, dataset, sampler, optimizer, scheduler, accelerator
             state = run(*parts, options, plan, state, validation, stop)
         path = recipe.finish(state)
@@ -242,8 +246,8 @@ def first_state(options: TrainNetworkOptions, plan: StepPlan, resume: Path | Non
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**31)
     if resume:
         return resumed_state(resume, plan, seed)
-    step = 0 if options.resume else options.initial_step or 0
-    if options.initial_step is None and options.initial_epoch is not None and not options.resume:
+    step = options.initial_step or 0
+    if options.initial_step is None and options.initial_epoch is not None:
         step = (options.initial_epoch - 1) * plan.steps_per_epoch
     if step >= plan.max_train_steps:
         name = "initial_epoch" if options.initial_step is None else "initial_step"

@@ -27,4 +27,5 @@ def recorded(
         **model_fingerprints(recipe.metadata.fields, checked.checkpoint.path),
         "dataset": dataset_facts({use: part for use, part in parts.items() if part}, checked.repeats),
     }
-    return RunRecord(options, checked.plan, recipe.step_times, facts).kept(state)
+    recipe.record = RunRecord(options, checked.plan, recipe.step_times, facts)
+    return recipe.record.kept(state)

@@ -15,6 +15,7 @@ from library.families.base import Batch, ModelFamily
 from library.options.groups import TrainNetworkOptions
 from library.training.flat_optimizer import FlatOptimizer
 from library.training.gradients import Gradients
+from library.training.saving import SkipCount
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,14 @@ def step_if_finite(
 class SkippedSteps:
     """Says why steps were skipped, each reason once; Diverged after more than --max_skipped_steps in a row."""
 
-    def __init__(self, options: TrainNetworkOptions, accelerator: Accelerator):
+    def __init__(self, options: TrainNetworkOptions, accelerator: Accelerator, count: SkipCount):
         self.limit, self.accelerator, self.rate_flag = options.max_skipped_steps, accelerator, rate_flag(options)
-        self.in_a_row = self.total = 0
+        self.count = count
         self.said: set[str] = set()
 
     def taken(self) -> None:
         """A step was taken."""
-        self.in_a_row = 0
+        self.count.in_a_row = 0
 
     def skipped(self, step: int, cause_here: Callable[[], str | None], loss_is_finite: bool) -> None:
         """Count a skipped step; `cause_here` tells what the batches of this process have to do with it.
@@ -62,12 +63,13 @@ class SkippedSteps:
             return
         causes = gather_object([cause_here()])
         why = next(filter(None, causes), f"try a lower {self.rate_flag}")
-        self.in_a_row += 1
-        self.total += 1
-        if self.in_a_row > self.limit:
+        self.count.in_a_row += 1
+        self.count.total += 1
+        if self.count.in_a_row > self.limit:
+            steps = counted(self.count.in_a_row, "step")
             raise Diverged(
-                f"the loss was no number (NaN or infinite) in {counted(self.in_a_row, 'step')} in a row, the last of "
-                f"them step {step}; none of them changed the network: {why}"
+                f"the loss was no number (NaN or infinite) in {steps} in a row, the last of them step {step}; "
+                f"none of them changed the network: {why}"
             )
         if why not in self.said:
             self.said.add(why)
@@ -75,8 +77,8 @@ class SkippedSteps:
 
     def report(self) -> None:
         """At the end, how many steps did nothing."""
-        if self.total:
-            logger.warning("%s skipped in this run, because the loss was no number", counted(self.total, "step"))
+        if self.count.total:
+            logger.warning("%s skipped in this run, because the loss was no number", counted(self.count.total, "step"))
 
 
 def is_whole(network: nn.Module, dtype: torch.dtype | None = None) -> bool:

@@ -82,7 +82,7 @@ def run(
         disable=not accelerator.is_local_main_process,
         smoothing=0.1,
     )
-    skipped = SkippedSteps(options, accelerator)
+    skipped = SkippedSteps(options, accelerator, state.skipped)
     outcomes = Outcomes(recipe, skipped, bar, accelerator, state)
     state.settle = outcomes.settle
     while True:

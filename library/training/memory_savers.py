@@ -16,6 +16,11 @@ class Saver:
     advice: str
     is_taken: Asked = lambda options: False
     fields: dict[str, object] = field(default_factory=dict)  # options that take it; empty where it is not one value
+    label: str = ""  # for tables, where the advice is too long
+
+    @property
+    def name(self) -> str:
+        return self.label or self.advice
 
 
 # of the device that trains; the first rows cost nothing, the last ones quality
@@ -45,6 +50,7 @@ TRAINING = (
         "a smaller --train_batch_size with as many more --gradient_accumulation_steps",
         lambda options: options.train_batch_size == 1 and not options.dataset_config,
         {"train_batch_size": 1},
+        "--train_batch_size 1",
     ),
     Saver("--fp8_base", lambda options: options.fp8_base, {"fp8_base": True, "mixed_precision": "bf16"}),
     Saver(

@@ -23,7 +23,7 @@ from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
 from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
-from library.training.record import StepTimes
+from library.training.record import RunRecord, StepTimes
 from library.training.rescue import previews_may_fail
 from library.training.run_files import RunFiles, due
 from library.training.sampling import before_after_sheet, save_samples
@@ -59,6 +59,7 @@ class NetworkRecipe:
         self.weights = TwoWeights(optimizer) if spec.schedule_free else None
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.step_times = StepTimes()
+        self.record: RunRecord | None = None  # of the main process
 
     def backward(self, batch: Batch, accumulation: int) -> Tensor:
         return self.forward_backward.backward(batch, accumulation)
@@ -113,16 +114,20 @@ class NetworkRecipe:
         options = self.options
         if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
             self.sample(f"{state.step:06d}", state.step)
-        every = options.save_every_n_steps
-        if due(every, state.step) and self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
-            self.files.remove_old_steps(state)
+        if due(options.save_every_n_steps, state.step):
+            if self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
+                self.files.remove_old_steps(state)
+            else:
+                self.files.missed["steps"].append(state.step)
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
             self.sample(f"e{state.epoch:06d}", state.step)
-        is_due = due(self.files.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs
-        if is_due and self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
-            self.files.remove_old_epochs(state.epoch)
+        if due(self.files.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs:
+            if self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
+                self.files.remove_old_epochs(state.epoch)
+            else:
+                self.files.missed["epochs"].append(state.epoch)
 
     def saved(self, path: Path, state: LoopState, epoch: int) -> bool:
         """Save in the middle of training, which goes on where that is impossible; whether all was written."""
@@ -153,6 +158,8 @@ class NetworkRecipe:
             logger.warning(problem)
         if problems:
             raise problems[0]
+        if self.record:
+            self.record.write("running", state)
 
     def sample_at_first(self, state: LoopState) -> None:
         if self.options.sample_at_first and self.prompts and state.step == 0:

@@ -64,7 +64,7 @@ def _percentile(ordered: list[float], percent: int) -> float:
 
 
 class RunRecord:
-    """`NAME-run.json`: written when training begins, so that a killed run has one too, and again when it ends."""
+    """`NAME-run.json`: written when training begins, at every save, which a killed run so tells, and at the end."""
 
     def __init__(self, options: TrainNetworkOptions, plan: StepPlan, times: StepTimes, facts: dict[str, Any]):
         self.options, self.plan, self.times, self.facts = options, plan, times, facts

@@ -16,7 +16,7 @@ from library.texts import read_json
 from library.training.losses import LossRecorder
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan
-from library.training.saving import STATE_FILE, LoopState, OutputNames
+from library.training.saving import STATE_FILE, LoopState, OutputNames, SkipCount
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ WEIGHTS_FILE = "model.safetensors"  # names are accelerate's
 OPTIMIZER_FILE = "optimizer.bin"
 SCHEDULE_FILE = "scheduler.bin"  # kohya's scripts write none for optimizers without a schedule
 SCALER_FILE = "scaler.pt"
-FACTS = {name: type(value) for name, value in LoopState().facts().items()}
+FACTS = {name: type(value) for name, value in LoopState().facts().items() if name != "skipped"}  # older ones lack it
 PARTS = {
     "lora_te": ("text encoder", "network_train_unet_only"),
     "lora_unet": ("U-Net", "network_train_text_encoder_only"),
@@ -79,7 +79,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         kinds = FACTS if "seed" in facts else {"current_epoch": int, "current_step": int}
         is_whole = all(isinstance(facts[name], kind) for name, kind in kinds.items())
-        counters = [facts[name] for name, kind in kinds.items() if kind is int] + facts.get("stops", [])
+        counters = [facts[name] for name, kind in kinds.items() if kind is int]
+        counters += facts.get("stops", []) + facts.get("skipped", [])
         are_losses = all(isinstance(loss, float) for loss in facts.get("losses", []))
         if is_whole and are_losses and all(map(is_counter, counters)):
             return facts
@@ -107,6 +108,7 @@ def read_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:
         epoch_finished=facts["epoch_finished"],
         stops=facts["stops"],
         losses=LossRecorder(facts["losses"]),
+        skipped=SkipCount(*facts.get("skipped", [])[:2]),
     )
 
 
@@ -173,29 +175,42 @@ def check_state(options: TrainNetworkOptions, folder: Path) -> None:
 
 def layer_problems(options: TrainNetworkOptions, shapes: Shapes, module: str) -> list[str]:
     """What differs between the layers and ranks of a state and those that the options ask for."""
-    layers, problems = {name.partition(".")[0] for name in shapes}, []
-    for prefix, (part, without) in PARTS.items():
-        count = sum(layer.startswith(prefix) for layer in layers)
-        if count and getattr(options, without):
-            problems.append(f"it has {counted(count, 'layer')} of the {part}, and --{without} leaves these out")
-        elif not count and not getattr(options, without):
-            problems.append(f"it has no layers of the {part}, which this run trains; give --{without}")
+    problems = part_problems(options, shapes)
     if importlib.util.find_spec(f"{module}_arguments"):
         problems += rank_problems(options, shapes, importlib.import_module(f"{module}_arguments"))
     return problems
 
 
+def part_problems(options: TrainNetworkOptions, shapes: Shapes) -> list[str]:
+    """The same of the parts of the model that they are in."""
+    layers, problems = {name.partition(".")[0] for name in shapes}, []
+    for prefix, (part, without) in PARTS.items():
+        count = sum(layer.startswith(prefix) for layer in layers)
+        if count and getattr(options, without):
+            problems.append(f"it has {counted(count, 'layer')} of the {part}, and --{without} leaves these out")
+        elif not (count or getattr(options, without) or options.dim_from_weights):
+            problems.append(f"it has no layers of the {part}, which this run trains; give --{without}")
+    return problems
+
+
 def rank_problems(options: TrainNetworkOptions, shapes: Shapes, rules: ModuleType) -> list[str]:
     """The same of ranks and convolutions, by the rules of the network's module."""
-    arguments, problems = network_arguments(options), []
-    count = sum(1 for name, shape in shapes.items() if "lora_down" in name and shape and shape[2:] == (3, 3))
-    if hasattr(rules, "wants_convolutions") and bool(count) != rules.wants_convolutions(arguments):
-        found, given = (counted(count, "layer"), "no conv_dim") if count else ("no layers", "conv_dim")
-        problems.append(f"it has {found} of 3x3 convolutions, and --network_args here have {given}")
-    compares = hasattr(rules, "other_ranks") and not options.dim_from_weights
-    if compares and (other := rules.other_ranks(shapes, options.network_dim, arguments)):
+    if options.dim_from_weights:
+        return []
+    arguments = network_arguments(options)
+    problems = convolution_problems(shapes, rules, arguments)
+    if hasattr(rules, "other_ranks") and (other := rules.other_ranks(shapes, options.network_dim, arguments)):
         problems.append(f"it has {other}")
     return problems
+
+
+def convolution_problems(shapes: Shapes, rules: ModuleType, arguments: dict[str, str]) -> list[str]:
+    """The same of convolutions alone."""
+    count = sum(1 for name, shape in shapes.items() if "lora_down" in name and shape and shape[2:] == (3, 3))
+    if not hasattr(rules, "wants_convolutions") or bool(count) == rules.wants_convolutions(arguments):
+        return []
+    found, given = (counted(count, "layer"), "no conv_dim") if count else ("no layers", "conv_dim")
+    return [f"it has {found} of 3x3 convolutions, and --network_args here have {given}"]
 
 
 def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> list[str]:
@@ -210,6 +225,9 @@ def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> 
         ]
     if options.seed not in (None, facts["seed"]):
         notes.append(f"--seed {options.seed} has no effect: training goes on with the state's, {facts['seed']}")
+    given = [name for name in ("initial_step", "initial_epoch") if getattr(options, name) is not None]
+    if resumes_newest(options):
+        notes += [f"--{name} has no effect: training goes on from {folder}" for name in given]
     before = batches_per_epoch(facts, plan)
     if before != plan.batches_per_epoch:
         notes.append(

@@ -38,6 +38,7 @@ class RunFiles:
         self.names = OutputNames(options)
         self.uploads = Uploads(options) if options.huggingface_repo_id else None
         self.every_n_epochs = save_every_n_epochs(options, plan.num_epochs)
+        self.missed: dict[str, list[int]] = {"steps": [], "epochs": []}  # those that could not be saved, and so removed
         self.saved_step: int | None = None  # the last one whose network is in a file of this run
 
     def write_network(self, path: Path, state: LoopState, epoch: int) -> None:
@@ -84,9 +85,11 @@ class RunFiles:
         self.remove(self.names.step, saving.step_to_remove, last, every, "steps")
         for stop in state.stops:
             self.remove(self.names.step, partial(saving.stop_to_remove, stop), last, every, "steps")
+        self.missed["steps"].clear()
 
     def remove_old_epochs(self, epoch: int) -> None:
         self.remove(self.names.epoch, saving.epoch_to_remove, epoch, self.every_n_epochs, "epochs")
+        self.missed["epochs"].clear()
 
     def remove_outdated(self, state: LoopState) -> None:
         """Remove what a run that ended between saving and removing has left, where this one goes on from it."""
@@ -104,16 +107,17 @@ class RunFiles:
         every: int,
         unit: str,
     ) -> None:
-        """Remove the checkpoint and the state that have become too old."""
+        """Remove the checkpoint and the state that have become too old, now and where nothing could be saved before."""
         if not self.accelerator.is_main_process:
             return
         keep = getattr(self.options, f"save_last_n_{unit}")
         keep_state = getattr(self.options, f"save_last_n_{unit}_state") or keep
-        gone, gone_state = which(now, every, keep), which(now, every, keep_state)
-        if gone is not None:
-            self.remove_file(name_of(gone), saving.remove_checkpoint)
-        if gone_state is not None:
-            self.remove_file(self.names.state_of(name_of(gone_state)), saving.remove_state)
+        for then in (*self.missed[unit], now):
+            gone, gone_state = which(then, every, keep), which(then, every, keep_state)
+            if gone is not None:
+                self.remove_file(name_of(gone), saving.remove_checkpoint)
+            if gone_state is not None:
+                self.remove_file(self.names.state_of(name_of(gone_state)), saving.remove_state)
 
     def remove_file(self, path: Path, remove: Callable[[Path], None]) -> None:
         if self.uploads:

@@ -25,6 +25,14 @@ STATE_FILE = "train_state.json"
 
 
 @dataclass
+class SkipCount:
+    """Steps that were skipped: in a row by now, and in all."""
+
+    in_a_row: int = 0
+    total: int = 0
+
+
+@dataclass
 class LoopState:
     """Where a run stands: all counters are of work finished, and what a resumed run continues from."""
 
@@ -35,9 +43,7 @@ class LoopState:
     epoch_finished: bool = False  # whether what follows an epoch's last step is done too
     stops: list[int] = field(default_factory=list)  # steps where the run was stopped and left files
     losses: LossRecorder = field(default_factory=LossRecorder)
-    has_learned: bool = field(default=False, compare=False)  # whether a step of this run was taken
-    settle: Callable[[], object] = field(default=bool, compare=False, repr=False)  # waits for steps under way
-
+ba
     def facts(self) -> dict[str, Any]:
         """What is kept of it, under kohya's names where there are any."""
         self.settle()
@@ -49,6 +55,7 @@ class LoopState:
             "seed": self.seed,
             "stops": self.stops,
             "losses": self.losses.losses,
+            "skipped": [self.skipped.in_a_row, self.skipped.total],
         }
 
 
@@ -134,10 +141,19 @@ def save_state(
         with failed_writes_told(folder, state_bytes(accelerator), unfinished):
             accelerator.save_state(str(unfinished))
             write_text_whole(unfinished / STATE_FILE, json.dumps(state.facts() | (made_with or {})))
+            share_alike(unfinished)
             put_folder_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     logger.info("state saved: %s", folder)
+
+
+def share_alike(folder: Path) -> None:
+    """Give all files of a state the permissions of its own: safetensors writes files that only their owner may read."""
+    mode = (folder / STATE_FILE).stat().st_mode
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
 
 
 def state_bytes(accelerator: Accelerator) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import optimization as diffusers_schedules
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import optimization as schedules
 
 from library.errors import UserError
@@ -60,12 +60,6 @@ def build_warmup_stable_decay(optimizer: Optimizer, horizon: Horizon, options: S
     )
 
 
-def build_piecewise(optimizer: Optimizer, horizon: Horizon, options: SchedulerOptions, **given) -> LRScheduler:
-    if "step_rules" not in given:
-        raise UserError("--lr_scheduler piecewise_constant needs --lr_scheduler_args \"step_rules='1:5,0.1:10,0.01'\"")
-    return diffusers_schedules.get_piecewise_constant_schedule(optimizer, **given)
-
-
 SCHEDULERS: dict[str, Builder] = {
     "constant": lambda o, h, _, **given: schedules.get_constant_schedule(o, **given),
     "constant_with_warmup": lambda o, h, _, **given: schedules.get_constant_schedule_with_warmup(o, h.warmup, **given),
@@ -80,16 +74,12 @@ SCHEDULERS: dict[str, Builder] = {
     "inverse_sqrt": build_inverse_sqrt,
     "cosine_with_min_lr": build_min_lr_cosine,
     "warmup_stable_decay": build_warmup_stable_decay,
-    "piecewise_constant": build_piecewise,
+    "piecewise_constant": lambda o, _h, _o, **given: diffusers_schedules.get_piecewise_constant_schedule(o, **given),
 }
 
 
-def build_adafactor_schedule(options: TrainNetworkOptions, optimizer: Optimizer, spec: OptimizerSpec) -> LRScheduler:
+def build_adafactor_schedule(options: TrainNetworkOptions, optimizer: Optimizer) -> LRScheduler:
     """A schedule that only reports the rate Adafactor chose; before the first step it reports --learning_rate."""
-    if not spec.relative_step:
-        raise UserError(
-            f"--lr_scheduler {options.lr_scheduler} goes with --optimizer_type Adafactor in its relative steps only"
-        )
     _, _, initial = options.lr_scheduler.partition(":")
     return schedules.AdafactorSchedule(optimizer, float(initial) if initial else options.learning_rate)
 
@@ -122,7 +112,7 @@ def build_scheduler(
     if spec.schedule_free:
         return LambdaLR(optimizer, lambda _: 1.0)
     if spec.relative_step or options.lr_scheduler.startswith("adafactor"):
-        return build_adafactor_schedule(options, optimizer, spec)
+        return build_adafactor_schedule(options, optimizer)
     given = parse_key_values(options.lr_scheduler_args, "lr_scheduler_args")
     name = options.lr_scheduler_type or options.lr_scheduler
     try:
@@ -144,11 +134,6 @@ def scheduler_class(name: str) -> type[LRScheduler]:
     """A class of torch.optim.lr_scheduler by its name, or any class by its dotted path."""
     module_name, _, class_name = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name or "torch.optim.lr_scheduler"), class_name)
+        return getattr(importlib.import_module(module_name or "torch.optim.lr_scheduler"), class_name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise UserError(f"--lr_scheduler_type {name}: {error}") from error
-    if found is ReduceLROnPlateau:
-        raise UserError(
-            f"--lr_scheduler_type {name} follows a measured loss, which is not given to schedules; try cosine"
-        )
-    return found

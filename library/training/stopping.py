@@ -22,7 +22,8 @@ CAUSES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGBREAK": "a console break
 STOP_FILES = ("STOP", "STOP.txt")  # Windows likes to hide the ending of a new text file
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_OF_ONE_REQUEST = 1.0  # torchrun passes on a Ctrl-C that its processes have had from the terminal already
-ANNOUNCEMENT = b"\nstopping: this step is finished and saved; Ctrl-C once more ends at once, without saving\n"
+ANNOUNCEMENT = b"\nstopping: this step is finished and saved"
+ONCE_MORE = b"; Ctrl-C once more ends at once, without saving\n"
 
 
 def remove_old_request(folder: Path) -> None:
@@ -66,7 +67,8 @@ class StopRequest:
         if is_first:
             self.asked_at, self.cause = now, CAUSES[signal.Signals(number).name]
             with contextlib.suppress(OSError):
-                os.write(2, ANNOUNCEMENT)  # logging is not safe inside a handler
+                more = b", as SIGTERM asks\n" if number == signal.SIGTERM else ONCE_MORE
+                os.write(2, ANNOUNCEMENT + more)  # logging is not safe inside a handler
         elif number != signal.SIGTERM and (self.group is None or now - self.asked_at > SECONDS_OF_ONE_REQUEST):
             raise KeyboardInterrupt
 
