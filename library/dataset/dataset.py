@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,15 +170,16 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             caption_path=subset.metadata_file or record.path.with_name(f"{record.path.stem}{subset.caption_extension}"),
         )
 
-    def cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
-        """A record's latents [C, h, w] with its sizes and mask, as they are kept in memory and on disk."""
-        return CachedLatents(
-            latents=latents.float().cpu().numpy(),
-            original_size_wh=self.scanned.records[index].size_wh,
-            crop_ltrb=self.choices[index].crop_ltrb,
-            latents_flipped=None if flipped is None else flipped.float().cpu().numpy(),
-            alpha_mask=self.views.pixels(index)[1] if self.is_masked(index) else None,
-        )
+    def cached_latents(
+        self,
+        index: int,
+        latents: np.ndarray,
+        flipped: np.ndarray | None = None,
+        alpha_mask: np.ndarray | None = None,
+    ) -> CachedLatents:
+        """A record's latents [C, h, w] and mask [H, W] with its sizes, as they are kept in memory and on disk."""
+        size_wh, crop_ltrb = self.scanned.records[index].size_wh, self.choices[index].crop_ltrb
+        return CachedLatents(latents, size_wh, crop_ltrb, flipped, alpha_mask)
 
     def _subset(self, index: int) -> SubsetOptions:
         return self.views.subset(index)
