@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from library.dataset import images
+from library.dataset import cache, images, text_cache
+from library.dataset.array_files import KnownArrays
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
 from library.dataset.cache_check import WantedLatents
@@ -60,6 +61,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
         self.texts: dict[int, TextOutputs] = {}  # record -> text encoder outputs kept in memory
         self.text_paths: dict[int, Path] = {}  # record -> file of text encoder outputs on disk
+        self._latents_files, self._text_files = KnownArrays(cache.KEYS), KnownArrays(text_cache.KEYS)
 
     @staticmethod
     def collate(examples: Sequence[Example]) -> Batch:
@@ -204,14 +206,14 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         path = self.latents_paths.get(index)
         if path is None:
             return self.latents.get(index)
-        cached, (width, height) = read_latents(path), self.choices[index].bucket_wh
+        cached, (width, height) = read_latents(path, self._latents_files), self.choices[index].bucket_wh
         if cached.latents.shape[-2:] != (height // 8, width // 8):
             raise UserError(f"cached latents {path} are not of {width}x{height} pixels; delete the file")
         return cached
 
     def _conds(self, index: int) -> dict[str, Tensor] | None:
         path = self.text_paths.get(index)
-        outputs = read_text(path) if path else self.texts.get(index)
+        outputs = read_text(path, self._text_files) if path else self.texts.get(index)
         return outputs and {name: torch.from_numpy(value) for name, value in outputs.items()}
 
 

@@ -44,7 +44,6 @@ def encode_pictures(
                 broken.append(index)
             else:
                 keep(index, cached)
-        bar.update(len(batch))
 
     hidden = not indices or not accelerator.is_local_main_process
     with (
@@ -56,6 +55,7 @@ def encode_pictures(
         for batch in batches:
             pixels, masks = zip(*(next(pictures) for _ in batch), strict=True)
             behind(finish, batch, encoded(dataset, vae, batch, pixels), masks)
+            bar.update(len(batch))  # never in the thread: a Ctrl-C inside tqdm leaves its lock taken
     return broken
 
 
