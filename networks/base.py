@@ -106,6 +106,8 @@ class LimitedNorms:
 class AdapterNetwork(nn.Module):
     """Adapters on all targets of a model; each is a child under its name in the file."""
 
+    file_is_state_dict = True  # so that whoever has a copy of it can write the file
+
     def __init__(self, adapters: dict[str, Adapter], rules: LearningRateRules | None = None):
         super().__init__()
         self.rules = rules or LearningRateRules()
