@@ -117,6 +117,8 @@ class LimitedNorms:
 class AdapterNetwork(nn.Module):
     """Adapters on all targets of a model; each is a child under its name in the file."""
 
+    file_is_state_dict = True  # so that whoever has a copy of it can write the file
+
     def __init__(self, adapters: dict[str, Adapter], rules: LearningRateRules | None = None):
         super().__init__()
         self.rules = rules or LearningRateRules()
@@ -188,6 +190,10 @@ class AdapterNetwork(nn.Module):
         require_same(self.state_dict(), weights, path)
         require_finite(weights, path)
         return len(self.adapters())
+
+    def live_weights(self) -> dict[str, Tensor]:
+        """The weights under their names in files, as training goes on to change them."""
+        return super().state_dict()
 
     def state_dict(self, *args, **kwargs):
         """The weights, each in memory of its own: programs that write files take parts of one buffer for one tensor."""

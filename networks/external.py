@@ -141,6 +141,8 @@ class ReportedNorms:
 class ExternalNetwork(nn.Module):
     """A network of another project behind the methods of `AdapterNetwork`."""
 
+    file_is_state_dict = False  # only the network itself knows what its file has
+
     def __init__(self, network: nn.Module, models: KohyaModels):
         super().__init__()
         self.network = network

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from library.dataset.cache import read_latents
 from library.dataset.dataset import TrainingDataset
+from library.dataset.images import to_model_input
 from library.dataset.scan import scan_dataset
+from library.errors import UserError
 from library.families.base import ModelFamily
 from library.families.vae import Vae
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import cache_latents
+from library.training.encoding import model_input
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -264,6 +267,45 @@ def test_an_interrupted_run_goes_on_where_it_was(cache, pictures, monkeypatch):
     assert len(files(pictures)) == 2
     dataset, family, said = cache()
     assert said == "latents: 2 of 4 pictures have theirs on disk" and are_right(dataset, family)
+
+
+def test_the_number_of_threads_and_of_pictures_at_once_changes_no_bit(cache, pictures):
+    written = []
+    for workers, batch_size in ((0, 1), (8, 1), (8, 3)):
+        cache(max_data_loader_n_workers=workers, vae_batch_size=batch_size, flip_aug=True)
+        written.append([read_latents(path) for path in files(pictures)])
+        for path in files(pictures):
+            path.unlink()
+    for alone, threaded, batched in zip(*written, strict=True):
+        assert np.array_equal(alone.latents, threaded.latents)
+        assert np.array_equal(alone.latents_flipped, threaded.latents_flipped)
+        assert np.allclose(alone.latents, batched.latents, atol=1e-5)
+
+
+def test_bytes_become_numbers_to_the_bit_as_they_do_without_cached_latents():
+    pixels = np.arange(256 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 16, 16, 3)
+    assert np.array_equal(model_input(pixels, torch.device("cpu"))[0].numpy(), to_model_input(pixels[0]))
+
+
+def test_a_picture_that_broke_is_named_and_what_was_made_before_it_stays(model, pictures):
+    options = options_of(model, pictures, vae_batch_size=1, enable_bucket=False)
+    dataset = TrainingDataset(scan_dataset(options), options, seed=0, max_train_steps=4)
+    last = dataset.scanned.records[-1].path
+    last.write_bytes(last.read_bytes()[:200])
+    with pytest.raises(UserError, match=f"1 picture cannot be read: .*{last.name}"):
+        cache_latents(dataset, tiny.load_family(options), options, Accelerator(cpu=True))
+    assert len(files(pictures)) == 3 and all(read_latents(path) for path in files(pictures))
+    assert not list(pictures.glob("2_cat/.*.tmp*"))
+
+
+def test_latents_that_cannot_be_written_are_one_sentence(cache, pictures):
+    cache()
+    path = files(pictures)[-1]
+    path.unlink()
+    (path / "in the way").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"latents cannot be written to .*{path.name}: .*; --cache_latents alone keeps"):
+        cache()
+    assert not list(pictures.glob("2_cat/.*.tmp*"))
 
 
 def test_one_picture_in_two_sizes_has_one_file_and_the_right_latents_twice(cache, pictures, tmp_path):

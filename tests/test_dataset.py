@@ -148,7 +148,9 @@ def test_latents_in_memory_replace_the_picture(folders):
     dataset = build(folders, flip_aug=True, shuffle_caption=True)
     captions = [dataset[draw(0, seed)].caption for seed in range(10)]
     sizes = [dataset[draw(0, seed)].crop_top_left for seed in range(10)]
-    dataset.latents[0] = dataset.cached_latents(0, latents_like(dataset, 0, 1), latents_like(dataset, 0, 2))
+    dataset.latents[0] = dataset.cached_latents(
+        0, latents_like(dataset, 0, 1).numpy(), latents_like(dataset, 0, 2).numpy()
+    )
     (folders / "2_cat" / "0.png").unlink()
     cached = [dataset[draw(0, seed)] for seed in range(10)]
     assert [example.caption for example in cached] == captions
@@ -161,7 +163,7 @@ def test_latents_in_memory_replace_the_picture(folders):
 
 def test_latents_on_disk_replace_the_picture(folders, tmp_path):
     dataset = build(folders)
-    cached = dataset.latents[0] = dataset.cached_latents(0, latents_like(dataset, 0, 3))
+    cached = dataset.latents[0] = dataset.cached_latents(0, latents_like(dataset, 0, 3).numpy())
     in_memory = dataset[draw(0)]
     dataset.latents.clear()
     write_latents(tmp_path / "0.npz", cached)

@@ -47,6 +47,7 @@ TORCH_FREE = (
     "library.leftovers",
     "library.logs",
     "library.options",
+    "library.parallel",
     "library.pictures",
     "library.texts",
     "library.network_choice",

@@ -4,21 +4,18 @@ Kohya reads its own keys alone. Where it adds to a file of ours, as mirrored lat
 the latents; so the origin holds a checksum of them, and with other latents it no longer counts.
 """
 
-import io
-import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from library.dataset.array_files import DAMAGED, KnownArrays, open_arrays, read_arrays, write_arrays
 from library.dataset.file_marks import FileMark
-from library.errors import CannotWrite, UserError
-from library.files import write_bytes_whole
+from library.errors import UserError
 
-DAMAGED = Exception  # numpy, zipfile and zlib raise many kinds on damaged files
+KEYS = ("latents", "original_size", "crop_ltrb", "latents_flipped", "alpha_mask")
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,13 @@ def latents_path(image_path: str | Path, size_wh: tuple[int, int], suffix: str =
     return image_path.with_name(f"{image_path.stem}_{size_wh[0]:04d}x{size_wh[1]:04d}_{suffix}.npz")
 
 
-def read_latents(path: str | Path) -> CachedLatents:
-    """The latents of one file; a UserError where it is missing or damaged."""
+def read_latents(path: str | Path, known: KnownArrays | None = None) -> CachedLatents:
+    """The latents of one file; a UserError where it is missing or damaged.
+
+    `known`, which is of KEYS, is for files that are read again and again.
+    """
     try:
-        with open_arrays(path) as file:
-            return _cached_latents(file)
+        return _cached_latents(known.read(path) if known else read_arrays(path, KEYS))
     except DAMAGED as error:
         raise UserError(f"cached latents {path} cannot be read ({error}); delete the file and train again") from error
 
@@ -77,27 +76,6 @@ def write_latents(path: str | Path, cached: CachedLatents, origin: Origin | None
     write_arrays(path, arrays, "latents", "cache_latents")
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], what: str, in_memory: str) -> None:
-    """Write an .npz whole; a UserError says `what` it is of, and the flag that keeps it in memory instead."""
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    try:
-        write_bytes_whole(path, file.getbuffer(), durable=False)
-    except CannotWrite as error:
-        raise UserError(
-            f"{what} cannot be written to {path}: {error.strerror}; --{in_memory} alone keeps them in memory"
-        ) from error
-
-
-@contextmanager
-def open_arrays(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """An .npz file, no pickle in it read; raises one of DAMAGED where it is none."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError("not a file")  # to read a pipe would be to wait
-    with open(path, "rb") as bytes_of_file, np.lib.npyio.NpzFile(bytes_of_file, allow_pickle=False) as file:
-        yield file
-
-
 def read_with_origin(path: str | Path) -> tuple[CachedLatents, Origin | None]:
     """The latents and what they were made from; raises one of DAMAGED where the file is."""
     with open_arrays(path) as file:
@@ -105,7 +83,7 @@ def read_with_origin(path: str | Path) -> tuple[CachedLatents, Origin | None]:
         return cached, _origin(file, cached.latents)
 
 
-def _cached_latents(file: np.lib.npyio.NpzFile) -> CachedLatents:
+def _cached_latents(file: Mapping[str, np.ndarray]) -> CachedLatents:
     latents, original_size, crop_ltrb = (file[key] for key in ("latents", "original_size", "crop_ltrb"))
     if latents.dtype.kind != "f" or latents.ndim != 3:
         raise ValueError(f"latents are {latents.dtype} of {latents.ndim} dimensions")

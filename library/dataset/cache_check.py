@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from library.dataset.cache import DAMAGED, CachedLatents, Origin, read_with_origin
+from library.dataset.array_files import DAMAGED
+from library.dataset.cache import CachedLatents, Origin, read_with_origin
 from library.dataset.file_marks import FileMark
 
 # Why latents are made, as the line that counts them says it.

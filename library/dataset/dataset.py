@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from library.dataset import images
+from library.dataset import cache, images, text_cache
+from library.dataset.array_files import KnownArrays
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.cache import CachedLatents, read_latents
 from library.dataset.cache_check import WantedLatents
@@ -59,6 +61,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
         self.texts: dict[int, TextOutputs] = {}  # record -> text encoder outputs kept in memory
         self.text_paths: dict[int, Path] = {}  # record -> file of text encoder outputs on disk
+        self._latents_files, self._text_files = KnownArrays(cache.KEYS), KnownArrays(text_cache.KEYS)
 
     @staticmethod
     def collate(examples: Sequence[Example]) -> Batch:
@@ -169,15 +172,16 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
             caption_path=subset.metadata_file or record.path.with_name(f"{record.path.stem}{subset.caption_extension}"),
         )
 
-    def cached_latents(self, index: int, latents: Tensor, flipped: Tensor | None = None) -> CachedLatents:
-        """A record's latents [C, h, w] with its sizes and mask, as they are kept in memory and on disk."""
-        return CachedLatents(
-            latents=latents.float().cpu().numpy(),
-            original_size_wh=self.scanned.records[index].size_wh,
-            crop_ltrb=self.choices[index].crop_ltrb,
-            latents_flipped=None if flipped is None else flipped.float().cpu().numpy(),
-            alpha_mask=self.views.pixels(index)[1] if self.is_masked(index) else None,
-        )
+    def cached_latents(
+        self,
+        index: int,
+        latents: np.ndarray,
+        flipped: np.ndarray | None = None,
+        alpha_mask: np.ndarray | None = None,
+    ) -> CachedLatents:
+        """A record's latents [C, h, w] and mask [H, W] with its sizes, as they are kept in memory and on disk."""
+        size_wh, crop_ltrb = self.scanned.records[index].size_wh, self.choices[index].crop_ltrb
+        return CachedLatents(latents, size_wh, crop_ltrb, flipped, alpha_mask)
 
     def _subset(self, index: int) -> SubsetOptions:
         return self.views.subset(index)
@@ -202,14 +206,14 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         path = self.latents_paths.get(index)
         if path is None:
             return self.latents.get(index)
-        cached, (width, height) = read_latents(path), self.choices[index].bucket_wh
+        cached, (width, height) = read_latents(path, self._latents_files), self.choices[index].bucket_wh
         if cached.latents.shape[-2:] != (height // 8, width // 8):
             raise UserError(f"cached latents {path} are not of {width}x{height} pixels; delete the file")
         return cached
 
     def _conds(self, index: int) -> dict[str, Tensor] | None:
         path = self.text_paths.get(index)
-        outputs = read_text(path) if path else self.texts.get(index)
+        outputs = read_text(path, self._text_files) if path else self.texts.get(index)
         return outputs and {name: torch.from_numpy(value) for name, value in outputs.items()}
 
 

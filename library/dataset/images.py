@@ -30,7 +30,10 @@ _PIL_INTERPOLATION = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampli
 
 
 def load_image(path: str | Path, keep_alpha: bool = False) -> np.ndarray:
-    """A picture upright as [H, W, 3] uint8 RGB, transparency on white; with keep_alpha [H, W, 4] as it is."""
+    """A picture upright as [H, W, 3] uint8 RGB, transparency on white; with keep_alpha [H, W, 4] as it is.
+
+    The array is read-only: to copy it takes as long as to decode it.
+    """
     with open_picture(path) as image:
         orientation = exif_orientation(image)
         image = _eight_bits(image)
@@ -42,7 +45,7 @@ def load_image(path: str | Path, keep_alpha: bool = False) -> np.ndarray:
             image = image.convert("RGB")
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    return np.array(image)
+    return np.asarray(image)
 
 
 def resize_and_crop(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from library.dataset.cache import DAMAGED, open_arrays, write_arrays
+from library.dataset.array_files import DAMAGED, KnownArrays, open_arrays, read_arrays, write_arrays
 from library.errors import UserError
 
 KEYS = ("hidden_state1", "hidden_state2", "pool2")
@@ -55,11 +55,14 @@ def text_path(image_path: Path) -> Path:
     return image_path.with_name(f"{image_path.stem}_te_outputs.npz")
 
 
-def read_text(path: Path) -> TextOutputs:
-    """The outputs of one file; a UserError where it is missing or damaged."""
+def read_text(path: Path, known: KnownArrays | None = None) -> TextOutputs:
+    """The outputs of one file; a UserError where it is missing or damaged.
+
+    `known`, which is of KEYS, is for files that are read again and again.
+    """
     try:
-        with open_arrays(path) as file:
-            return {key: file[key] for key in KEYS}
+        arrays = known.read(path) if known else read_arrays(path, KEYS)
+        return {key: arrays[key] for key in KEYS}
     except DAMAGED as error:
         raise UserError(
             f"text encoder outputs {path} cannot be read ({error}); delete the file and train again"

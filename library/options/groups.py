@@ -174,7 +174,9 @@ class DatasetOptions(OptionGroup):
         False, "trust latents and text encoder outputs found on disk without reading them first"
     )
     train_batch_size: int = option(1, "number of pictures in a batch")
-    max_data_loader_n_workers: int = option(8, "largest number of processes that load pictures; 0 loads in place")
+    max_data_loader_n_workers: int = option(
+        8, "largest number of processes, or while caching threads, that load pictures; 0 loads in place"
+    )
     persistent_data_loader_workers: bool = option(False, "keep the loading processes from epoch to epoch")
     validation_split: float = option(0.0, "share of the pictures that is held out for validation")
     validation_seed: int | None = option(None, "seed of the choice of validation pictures")

@@ -3,12 +3,11 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -20,7 +19,7 @@ from library.errors import UserError, counted, quoted_list
 from library.families.base import ModelFamily
 from library.leftovers import remove_leftovers
 from library.options.groups import DatasetOptions
-from library.training.randomness import noise_of_pictures
+from library.training.encoding import encode_pictures
 from library.training.vae_check import VaeCheck
 
 logger = logging.getLogger(__name__)
@@ -43,11 +42,7 @@ def cache_latents(
         files, in_memory = files_of(dataset, in_memory, family.name)
         broken += cache_on_disk(dataset, family, options, accelerator, files)
     require_pictures(dataset, in_memory)
-    for index, cached in encoded(dataset, family, in_memory, options.vae_batch_size, accelerator):
-        if cached is None:
-            broken.append(index)
-        else:
-            dataset.latents[index] = cached
+    broken += encode_pictures(dataset, family.vae, in_memory, options, accelerator, dataset.latents.__setitem__)
     if broken:
         names = quoted_list([str(dataset.scanned.records[index].path) for index in sorted(broken)])
         raise UserError(f"the VAE made NaN of {names}; use --no_half_vae, or another --vae")
@@ -127,46 +122,14 @@ def cache_on_disk(
     log_findings("latents", len(owners), Counter(reason for _, reason in found))
     require_pictures(dataset, sorted(index for index, _ in found))
     to_make = sorted(index for index, _ in found)[accelerator.process_index :: accelerator.num_processes]
-    broken = []
-    for index, cached in encoded(dataset, family, to_make, options.vae_batch_size, accelerator):
-        if cached is None:
-            broken.append(index)
-        else:
-            write_latents(files[index], cached, dataset.wanted_latents(index).origin(vae.sketch))
+    sketch = vae.sketch if to_make else None
+
+    def write(index: int, cached: CachedLatents) -> None:
+        write_latents(files[index], cached, dataset.wanted_latents(index).origin(sketch))
+
+    broken = encode_pictures(dataset, family.vae, to_make, options, accelerator, write)
     dataset.latents_paths.update(files)
     return gather_object(broken)
-
-
-def encoded(
-    dataset: TrainingDataset, family: ModelFamily, indices: list[int], batch_size: int, accelerator: Accelerator
-) -> Iterator[tuple[int, CachedLatents | None]]:
-    """The latents of records as the VAE makes them; None where it makes NaN."""
-    hidden = not indices or not accelerator.is_local_main_process
-    with tqdm(total=len(indices), desc="caching latents", unit="pictures", disable=hidden) as bar:
-        for batch in batches_of_one_size(dataset, indices, batch_size):
-            images = torch.stack([dataset.image(index) for index in batch])
-            latents = family.vae.encode(images, noise_of_pictures(dataset.seed, batch, "upright"))
-            mirrored_noise = noise_of_pictures(dataset.seed, batch, "mirrored")
-            flipped = family.vae.encode(images.flip(-1), mirrored_noise) if flips(dataset, batch[0]) else None
-            both = latents if flipped is None else torch.cat([latents, flipped], dim=1)
-            are_finite = both.isfinite().flatten(1).all(dim=1).tolist()  # one wait for the device a batch
-            mirrored = [None] * len(batch) if flipped is None else flipped
-            for index, finite, *pair in zip(batch, are_finite, latents, mirrored, strict=True):
-                yield index, dataset.cached_latents(index, *pair) if finite else None
-            bar.update(len(batch))
-
-
-def flips(dataset: TrainingDataset, index: int) -> bool:
-    """Whether a record is also seen mirrored."""
-    return dataset.scanned.subsets[dataset.scanned.records[index].subset].flip_aug
-
-
-def batches_of_one_size(dataset: TrainingDataset, indices: list[int], batch_size: int) -> list[list[int]]:
-    """Records whose pictures can be stacked: of one bucket and one answer to `flips`."""
-    groups: dict[tuple, list[int]] = {}
-    for index in indices:
-        groups.setdefault((dataset.choices[index].bucket_wh, flips(dataset, index)), []).append(index)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
 def reasons_to_make(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +26,7 @@ from library.training.precision import save_dtype
 from library.training.prompts import SamplePrompt
 from library.training.record import RunRecord, StepTimes
 from library.training.rescue import previews_may_fail
-from library.training.run_files import RunFiles, due
+from library.training.run_files import NOT_WHOLE, RunFiles, due
 from library.training.sampling import before_after_sheet, save_samples
 from library.training.saving import LoopState
 from library.training.schedule_free import TwoWeights
@@ -90,6 +91,7 @@ class NetworkRecipe:
 
     def keep(self, state: LoopState) -> None:
         """Save the network as a step's, where it has learned, is whole and not saved yet, as a run ends too early."""
+        self.files.meanwhile.finish()
         if state.has_learned and self.files.saved_step != state.step and self.can_be_saved():
             self.save(self.names.step(state.step), state, epoch=state.epoch - 1, with_state=False)
 
@@ -111,35 +113,54 @@ class NetworkRecipe:
 
     def step_finished(self, state: LoopState) -> None:
         self.step_times.step_finished()
+        self.files.meanwhile.look()
         options = self.options
         if options.sample_every_n_epochs is None and due(options.sample_every_n_steps, state.step):
             self.sample(f"{state.step:06d}", state.step)
         if due(options.save_every_n_steps, state.step):
-            if self.saved(self.names.step(state.step), state, epoch=state.epoch - 1):
-                self.files.remove_old_steps(state)
-            else:
-                self.files.missed["steps"].append(state.step)
+            self.save_and_go_on(self.names.step(state.step), state, state.epoch - 1, "steps", state.step)
 
     def epoch_finished(self, state: LoopState) -> None:
         if due(self.options.sample_every_n_epochs, state.epoch):
             self.sample(f"e{state.epoch:06d}", state.step)
         if due(self.files.every_n_epochs, state.epoch) and state.epoch < self.plan.num_epochs:
-            if self.saved(self.names.epoch(state.epoch), state, epoch=state.epoch):
-                self.files.remove_old_epochs(state.epoch)
-            else:
-                self.files.missed["epochs"].append(state.epoch)
+            self.save_and_go_on(self.names.epoch(state.epoch), state, state.epoch, "epochs", state.epoch)
 
-    def saved(self, path: Path, state: LoopState, epoch: int) -> bool:
-        """Save in the middle of training, which goes on where that is impossible; whether all was written."""
+    def save_and_go_on(self, path: Path, state: LoopState, epoch: int, unit: str, number: int) -> None:
+        """Save in the middle of training, which goes on where that is impossible.
+
+        A network alone is written meanwhile. With a state it is written at once, so that the newest state, from which
+        --resume auto goes on, never is of a step whose network is not there.
+        """
+        then = partial(self.was_saved, state, unit, number)
+        if not self.options.save_state and self.network.file_is_state_dict:
+            if self.weights:
+                self.weights.average()
+            self.files.write_network_meanwhile(path, state, epoch, then)
+            return
         if not self.can_be_saved():
-            logger.warning("%s is not saved, and older files stay: its weights would be no numbers", path.name)
-            return False
+            logger.warning(NOT_WHOLE, path.name)
+            then(False)
+            return
         try:
             self.save(path, state, epoch)
         except CannotWrite as error:
             logger.warning("%s; training goes on, and older files stay", error)
-            return False
-        return True
+            then(False)
+        else:
+            then(True)
+
+    def was_saved(self, state: LoopState, unit: str, number: int, is_written: bool) -> None:
+        """What follows a save of that step or epoch: older ones go, or stay until the next that goes well."""
+        if not is_written:
+            self.files.missed[unit].append(number)
+            return
+        if unit == "steps":
+            self.files.remove_old_steps(number, state.stops)
+        else:
+            self.files.remove_old_epochs(number)
+        if self.record:
+            self.record.write("running", state)
 
     def save(self, path: Path, state: LoopState, epoch: int, with_state: bool | None = None) -> None:
         """Write the network, and the state where it is wanted; `epoch` as the metadata counts it.
@@ -147,6 +168,7 @@ class NetworkRecipe:
         CannotWrite, in the main process, after both were tried.
         """
         problems: list[CannotWrite] = []
+        self.files.meanwhile.finish()
         self.resting_mode()
         with collected(problems):
             self.files.write_network(path, state, epoch)
@@ -158,8 +180,6 @@ class NetworkRecipe:
             logger.warning(problem)
         if problems:
             raise problems[0]
-        if self.record:
-            self.record.write("running", state)
 
     def sample_at_first(self, state: LoopState) -> None:
         if self.options.sample_at_first and self.prompts and state.step == 0:

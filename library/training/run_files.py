@@ -2,7 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from library.errors import CannotWrite
 from library.options.groups import TrainNetworkOptions
 from library.training import saving
 from library.training.hub import Uploads
+from library.training.meanwhile import Copies, Meanwhile, write_copies
 from library.training.metadata import TrainingMetadata
 from library.training.plan import StepPlan, save_every_n_epochs
 from library.training.precision import save_dtype
@@ -20,6 +22,8 @@ from library.training.resuming import made_with
 from library.training.saving import LoopState, OutputNames
 
 logger = logging.getLogger(__name__)
+
+NOT_WHOLE = "%s is not saved, and older files stay: its weights would be no numbers"
 
 
 class RunFiles:
@@ -40,6 +44,7 @@ class RunFiles:
         self.every_n_epochs = save_every_n_epochs(options, plan.num_epochs)
         self.missed: dict[str, list[int]] = {"steps": [], "epochs": []}  # those that could not be saved, and so removed
         self.saved_step: int | None = None  # the last one whose network is in a file of this run
+        self.meanwhile, self.copies = Meanwhile(), Copies()
 
     def write_network(self, path: Path, state: LoopState, epoch: int) -> None:
         """Write the network from the main process, and upload it; `epoch` as the metadata counts it."""
@@ -49,9 +54,35 @@ class RunFiles:
         if self.uploads:
             self.uploads.add(path)
 
+    def write_network_meanwhile(self, path: Path, state: LoopState, epoch: int, then: Callable[[bool], None]) -> None:
+        """The same while training goes on; `then` is told whether it went well when `meanwhile` is asked."""
+        if not self.accelerator.is_main_process:
+            return
+        self.meanwhile.finish()  # whose copy would change
+        weights = self.copies.take(self.network.live_weights(), save_dtype(self.options.save_precision))
+        work = partial(write_copies, path, self.copies, weights, self.metadata.at(state.step, epoch))
+        self.meanwhile.begin(work, partial(self._written_meanwhile, path, state.step, then))
+
+    def _written_meanwhile(self, path: Path, step: int, then: Callable[[bool], None], written: Future[bool]) -> None:
+        try:
+            is_whole = written.result()
+            if not is_whole:
+                logger.warning(NOT_WHOLE, path.name)
+        except CannotWrite as error:
+            logger.warning("%s; training goes on, and older files stay", error)
+            is_whole = False
+        if is_whole:
+            self._is_written(path, step)
+            if self.uploads:
+                self.uploads.add(path)
+        then(is_whole)
+
     def _write(self, path: Path, state: LoopState, epoch: int) -> None:
         self.network.save_weights(path, save_dtype(self.options.save_precision), self.metadata.at(state.step, epoch))
-        self.saved_step = state.step
+        self._is_written(path, state.step)
+
+    def _is_written(self, path: Path, step: int) -> None:
+        self.saved_step = step
         logger.info("saved: %s", path)
 
     def write_state(self, checkpoint: Path, state: LoopState) -> None:
@@ -78,12 +109,12 @@ class RunFiles:
             return CannotWrite(final, f"{error.strerror}; {other}")
         return CannotWrite(final, f"{error.strerror}; the trained network is in {path}", path)
 
-    def remove_old_steps(self, state: LoopState) -> None:
-        """Remove what --save_last_n_steps keeps no longer at the last step that was saved."""
+    def remove_old_steps(self, step: int, stops: Sequence[int]) -> None:
+        """Remove what --save_last_n_steps keeps no longer at the last step that was saved, up to `step`."""
         every = self.options.save_every_n_steps
-        last = state.step - state.step % every
+        last = step - step % every
         self.remove(self.names.step, saving.step_to_remove, last, every, "steps")
-        for stop in state.stops:
+        for stop in stops:
             self.remove(self.names.step, partial(saving.stop_to_remove, stop), last, every, "steps")
         self.missed["steps"].clear()
 
@@ -94,7 +125,7 @@ class RunFiles:
     def remove_outdated(self, state: LoopState) -> None:
         """Remove what a run that ended between saving and removing has left, where this one goes on from it."""
         if self.options.save_every_n_steps:
-            self.remove_old_steps(state)
+            self.remove_old_steps(state.step, state.stops)
         if self.every_n_epochs:
             finished = state.epoch - 1
             self.remove_old_epochs(finished - finished % self.every_n_epochs)

@@ -43,7 +43,10 @@ class LoopState:
     epoch_finished: bool = False  # whether what follows an epoch's last step is done too
     stops: list[int] = field(default_factory=list)  # steps where the run was stopped and left files
     losses: LossRecorder = field(default_factory=LossRecorder)
-ba
+    skipped: SkipCount = field(default_factory=SkipCount)
+    has_learned: bool = field(default=False, compare=False)  # whether a step of this run was taken
+    settle: Callable[[], object] = field(default=bool, compare=False, repr=False)  # waits for steps under way
+
     def facts(self) -> dict[str, Any]:
         """What is kept of it, under kohya's names where there are any."""
         self.settle()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from library.dataset.cache import DAMAGED
+from library.dataset.array_files import DAMAGED
 from library.dataset.cache_check import ABSENT, BROKEN
 from library.dataset.dataset import TrainingDataset
 from library.dataset.text_cache import (

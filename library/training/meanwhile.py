@@ -1,0 +1,105 @@
+"""Network files written while training goes on: the weights are copied, and a thread writes the copy."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from library.network_files import write_weights
+
+CHUNK = 2**20  # numbers that are joined on the device at once
+
+
+class Meanwhile:
+    """One piece of work at a time in another thread; what follows it is done by who asks after it.
+
+    So nothing is logged, and no other file touched, but between steps.
+    """
+
+    def __init__(self):
+        self._thread = ThreadPoolExecutor(1)
+        self._running: tuple[Future, Callable[[Future], None]] | None = None
+
+    def begin(self, work: Callable[[], object], then: Callable[[Future], None]) -> None:
+        """Begin work, after that which runs yet; `then` is called with its result."""
+        self.finish()
+        self._running = self._thread.submit(work), then
+
+    def look(self) -> None:
+        """Do what follows the work, where it is done."""
+        if self._running and self._running[0].done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the work and do what follows it."""
+        if self._running:
+            future, then = self._running
+            wait([future])
+            self._running = None
+            then(future)
+
+
+class Copies:
+    """Copies of a network's weights in the computer's memory, all in the same place, one after the other."""
+
+    def __init__(self):
+        self._buffers: dict[tuple, Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    @torch.no_grad()
+    def take(self, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """The weights, cast to `dtype` where given; there as soon as `wait` returns, whatever changes them later."""
+        groups: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+        for name, value in weights.items():
+            groups.setdefault((value.device, value.dtype), {})[name] = value
+        copies = {name: copy for key, group in groups.items() for name, copy in self._taken(*key, group, dtype)}
+        return {name: copies[name] for name in weights}
+
+    def wait(self) -> None:
+        """Wait until the device has copied."""
+        if self._copied:
+            self._copied.synchronize()
+
+    def _taken(
+        self, device: torch.device, own_dtype: torch.dtype, weights: Mapping[str, Tensor], dtype: torch.dtype | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Few large copies, where those of single weights would take longer to begin than to make."""
+        is_cuda = device.type == "cuda"
+        sizes = [value.numel() for value in weights.values()]
+        key = (device, own_dtype, dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(sum(sizes), dtype=dtype or own_dtype, pin_memory=is_cuda)
+        buffer, start = self._buffers[key], 0
+        for chunk in chunks(list(weights.values())):
+            joined = torch.cat([value.reshape(-1) for value in chunk])
+            buffer[start : start + len(joined)].copy_(joined, non_blocking=is_cuda)
+            start += len(joined)
+        if is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        for (name, value), part in zip(weights.items(), buffer.split(sizes), strict=True):
+            yield name, part.view(value.shape)
+
+
+def chunks(values: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The values in groups that each have CHUNK numbers, the last one fewer."""
+    chunk, size = [], 0
+    for value in values:
+        chunk.append(value)
+        size += value.numel()
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def write_copies(path: Path, copies: Copies, weights: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    """Write weights that were taken; False, and no file, where some are no numbers. CannotWrite as `write_weights`."""
+    copies.wait()
+    if not all(value.isfinite().all() for value in weights.values()):
+        return False
+    write_weights(path, weights, None, metadata)
+    return True
