@@ -134,6 +134,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         family, network, optimizer, made.spec, made.groups, accelerator, options, metadata, checked.prompts, plan
     )
     if accelerator.is_main_process:
+        metadata.hashes.start()
         pairs = zip(made.groups, optimizer.param_groups, strict=True)  # a state's rates go before the options'
         groups = [made_group | {"lr": group.get("initial_lr", group["lr"])} for made_group, group in pairs]
         print(parts_table(trained_parts(network, groups) if resume else made.parts), flush=True)
