@@ -155,11 +155,16 @@ def part_of_file(model_class: type, file: Path) -> Part:
 def loaded_by_library(model_class: type, folder: Path, variant: str | None) -> nn.Module:
     transformers_logging.disable_progress_bar()
     try:
-        return model_class.from_pretrained(folder, variant=variant, local_files_only=True)
+        model, report = model_class.from_pretrained(
+            folder, variant=variant, local_files_only=True, output_loading_info=True
+        )
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise many kinds on damaged files
         raise UserError(f"the model folder {folder} cannot be loaded: {first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):  # the libraries would make them up
+        raise UserError(f"the model folder {folder} is not complete: weights are missing, e.g. {missing[0]}")
+    return model
 
 
 def _require_config(path: Path) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from library.errors import UserError, quoted_list
 from library.families.checkpoint_files import Target, loaded, shape_of
 
+HOST = ("cpu", "meta")
+
 
 class Part:
     """A U-Net, VAE or text encoder, frozen: its layers, and its weights while they are needed."""
@@ -38,14 +40,15 @@ class Part:
         return self.layers
 
     def keep(self) -> None:
-        """Somebody changes the weights, so they are not what is in the file."""
+        """Somebody changes the weights, so they are not what is in the file, which is let go."""
         self._is_kept = True
+        self._weights = {}
 
     def release(self) -> None:
         """Take the model off its device until it is asked for again: to main memory; from there it is let go."""
         if self._device is None:
             return
-        if self._device.type not in ("cpu", "meta"):
+        if self._device.type not in HOST:
             self.layers.to("cpu")
         elif not self._is_kept:
             self.layers.to("meta")
@@ -73,6 +76,8 @@ class Part:
         self.layers.load_state_dict(filled, assign=True)
         restore_position_ids(self.layers, target.device)
         self._is_filled = True
+        if target.device.type not in HOST:
+            self.keep()  # released, it goes to main memory
 
 
 class LoadedPart(Part):
@@ -80,13 +85,14 @@ class LoadedPart(Part):
 
     def __init__(self, model: nn.Module):
         super().__init__(model, {}, lambda name: name, "")
-        self._is_filled = self._is_kept = True
+        self.keep()
 
     def _check(self, what: str) -> None:
         """There is nothing to look for."""
 
-    def loaded(self, target: Target) -> nn.Module:
-        return super().loaded(target).to(target.dtype)
+    def _fill(self, target: Target) -> None:
+        self.layers.to(target.device, target.dtype)
+        self._is_filled = True
 
 
 def restore_position_ids(model: nn.Module, device: torch.device) -> None:
