@@ -65,8 +65,9 @@ def estimate(
             if not captions_change:
                 for text_encoder in family.text_encoders:
                     off_the_device(text_encoder)
+        else:
+            _ = family.text_encoders  # read now
         prepare_unet(family, options)
-        _ = family.text_encoders
         before, resident = memory.peak, memory.now
         memory.peak = 0
         if not caches_latents(options):
