@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from library.files import MACHINE
 
 logger = logging.getLogger(__name__)
@@ -38,6 +36,8 @@ def _is_in_use(path: Path, machine: str, pid: int) -> bool:
 
 
 def _is_running(pid: int) -> bool:
+    import psutil  # seldom needed, and not for --help
+
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

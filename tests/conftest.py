@@ -6,11 +6,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+CACHE = tempfile.TemporaryDirectory(prefix="athanor-tests-")  # gone with the process
+os.environ["ATHANOR_CACHE_DIR"] = CACHE.name
 RUNS_SLOW_TESTS = os.environ.get("ATHANOR_SLOW_TESTS") == "1"
 
 

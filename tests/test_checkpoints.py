@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.errors import UserError
-from library.families.checkpoint_files import Target, UnmappedReader, open_checkpoint
-from library.families.checkpoints import LAYOUTS, Models, ldm_state_dict, load_models
+from library.families.checkpoint_files import SafetensorsReader, Target, open_checkpoint
+from library.families.checkpoints import LAYOUTS, Models, ldm_state_dict, open_models
 from library.families.detect import inspect_checkpoint
-from library.families.ldm_open_clip import load_open_clip, open_clip_in_file
-from library.families.ldm_unet import eight_heads, heads_of_64, load_unet, unet_config, unet_in_file, unet_naming
+from library.families.ldm_open_clip import open_clip_in_file, open_clip_part
+from library.families.ldm_unet import eight_heads, heads_of_64, unet_config, unet_in_file, unet_naming, unet_part
 from library.families.ldm_vae import vae_name_in_file
 from library.options.groups import ModelOptions
 from tests import tiny
@@ -26,8 +26,8 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 def load(path: Path, dtype: torch.dtype = FP32, vae: Path | None = None, **more: object):
     """Text encoders, VAE and U-Net, as training loads them."""
     options = ModelOptions(vae=str(vae) if vae else None, **more)
-    models = load_models(inspect_checkpoint(str(path)), options, Target(dtype))
-    return *models.text_encoders, models.vae, models.unet
+    models = open_models(inspect_checkpoint(str(path)), options)
+    return tuple(part.loaded(Target(dtype)) for part in (*models.text_encoders, models.vae, models.unet))
 
 
 def assert_same_weights(model, reference, dtype: torch.dtype | None = None) -> None:
@@ -99,12 +99,12 @@ def test_a_file_that_is_read_without_mapping_gives_the_same_weights(dtype, kind,
 
 
 def test_tensors_of_every_number_format_are_read_without_mapping(tmp_path):
-    names = {dtype: name for name, dtype in UnmappedReader.DTYPES.items()}
+    names = {dtype: name for name, dtype in SafetensorsReader.DTYPES.items()}
     weights = {name: torch.tensor([[0, 1, 3], [2, 0, 1]]).to(dtype) for dtype, name in names.items()}
     weights |= {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3, dtype=FP16)}
     save_file(weights, tmp_path / "a.safetensors")
     mapped, unmapped = (open_checkpoint(tmp_path / "a.safetensors", mapped) for mapped in (True, False))
-    assert isinstance(unmapped, UnmappedReader) and set(unmapped) == set(mapped) == set(weights)
+    assert set(unmapped) == set(mapped) == set(weights)
     for name, value in weights.items():
         for found in (mapped[name], unmapped[name]):
             assert (found.dtype, found.shape) == (value.dtype, value.shape), name
@@ -392,13 +392,13 @@ def test_a_pickled_inpainting_model_is_named_when_its_shapes_are_seen(tmp_path):
     name = "model.diffusion_model.input_blocks.0.0.weight"
     weights[name] = torch.zeros(weights[name].shape[0], 9, 3, 3)
     with pytest.raises(UserError, match="inpainting"):
-        load_unet(weights, Target(FP32), eight_heads)
+        unet_part(weights, eight_heads)
 
 
 def test_a_pickle_of_something_else_has_no_unet(tmp_path):
     torch.save([1, 2], tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="no Stable Diffusion U-Net"):
-        load_unet(open_checkpoint(tmp_path / "x.ckpt"), Target(FP32), eight_heads)
+        unet_part(open_checkpoint(tmp_path / "x.ckpt"), eight_heads)
 
 
 def test_a_safetensors_file_whose_offsets_are_wrong_is_refused_in_a_sentence(tmp_path):
@@ -424,7 +424,7 @@ def test_open_clip_file_has_24_layers_and_the_model_the_first_23(open_clip):
     layers = {name.split(".")[4] for name in weights if ".resblocks." in name}
     assert layers == {str(number) for number in range(24)}
     assert weights["cond_stage_model.model.transformer.resblocks.23.attn.in_proj_weight"].shape == (3072, 1024)
-    loaded = load_open_clip(weights, Target(FP16, torch.device("meta")))
+    loaded = open_clip_part(weights).loaded(Target(FP16, torch.device("meta")))
     assert loaded.state_dict().keys() == open_clip.state_dict().keys()
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
     assert [getattr(loaded.config, name) for name in names] == [1024, 4096, 23, 16, "gelu"]
@@ -432,13 +432,13 @@ def test_open_clip_file_has_24_layers_and_the_model_the_first_23(open_clip):
 
 def test_open_clip_file_without_its_last_layer_gives_the_same_model(open_clip):
     weights = {name: value for name, value in open_clip_in_file(open_clip).items() if ".resblocks.23." not in name}
-    assert load_open_clip(weights, Target(FP16, torch.device("meta"))).config.num_hidden_layers == 23
+    assert open_clip_part(weights).loaded(Target(FP16, torch.device("meta"))).config.num_hidden_layers == 23
 
 
 def test_layer_23_of_an_open_clip_file_is_never_read(open_clip):
     weights = open_clip_in_file(open_clip)
     del weights["cond_stage_model.model.transformer.resblocks.23.ln_1.weight"]
-    assert load_open_clip(weights, Target(FP16, torch.device("meta"))).config.num_hidden_layers == 23
+    assert open_clip_part(weights).loaded(Target(FP16, torch.device("meta"))).config.num_hidden_layers == 23
 
 
 def test_missing_third_of_open_clip_is_a_mistake_that_names_it(tiny_sd2_file, tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from library.options.derived import optimizer_name
 from library.options.groups import SavingOptions, TrainNetworkOptions
 from library.recipes.network import first_state
 from library.training.losses import LossRecorder
-from library.training.metadata import TrainingMetadata, file_hashes, model_hashes
+from library.training.metadata import TrainingMetadata
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan, step_plan
 from library.training.resuming import read_state, resumed_state
@@ -378,23 +377,3 @@ def test_no_metadata_leaves_what_a_loader_needs(tiny_file, pictures, tmp_path):
         "ss_network_dim",
         "ss_network_alpha",
     }
-
-
-def test_hashes_of_the_model_are_those_the_webui_knows(tmp_path):
-    path = tmp_path / "model.safetensors"
-    data = bytes(range(256)) * 5000  # 1.28 MB
-    path.write_bytes(data)
-    window, whole = file_hashes(path)
-    assert whole == hashlib.sha256(data).hexdigest()
-    assert window == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
-    assert model_hashes(str(path), "sd_model") == {
-        "ss_sd_model_name": "model.safetensors",
-        "ss_sd_model_hash": window,
-        "ss_new_sd_model_hash": whole,
-    }
-
-
-def test_folder_of_a_model_has_a_name_and_no_hashes(tiny_folder):
-    found = model_hashes(f"{tiny_folder}{os.sep}", "sd_model")
-    assert found["ss_sd_model_name"] == tiny_folder.name
-    assert found["ss_new_sd_model_hash"] == "IsADirectory"

@@ -78,7 +78,7 @@ class ModelFamily(Protocol):
     name: str  # "sd"; suffix of cache files
     device: torch.device
     dtype: torch.dtype  # of the frozen weights
-    unet: nn.Module
+    unet: nn.Module  # with its weights, which are read when it is first asked for; so are those of
     text_encoders: Sequence[nn.Module]
     vae: Vae
     v_prediction: bool
@@ -95,7 +95,13 @@ class ModelFamily(Protocol):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds) -> Tensor: ...
 
-    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]: ...
+    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
+        """The layers to adapt, which may still be without their weights, on the meta device."""
+        ...
+
+    def keep_weights(self) -> None:
+        """Read the weights of U-Net and text encoders, and hold them: they will be changed, or looked at."""
+        ...
 
     def kohya_models(self) -> KohyaModels: ...
 

@@ -1,5 +1,6 @@
 """Stable Diffusion models from a single file or a diffusers folder, and written as a single file in the LDM layout."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -7,20 +8,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from library.errors import UserError, first_line
 from library.families.checkpoint_files import Target, open_checkpoint
 from library.families.detect import CheckpointInfo
-from library.families.ldm_clip import SDXL_CLIP_PREFIX, clip_in_file, load_clip
-from library.families.ldm_open_clip import SDXL_OPEN_CLIP, load_open_clip, open_clip_in_file
-from library.families.ldm_unet import eight_heads, heads_of_64, load_unet, unet_in_file
-from library.families.ldm_vae import load_vae, vae_in_file
+from library.families.ldm_clip import SDXL_CLIP_PREFIX, clip_in_file, clip_part
+from library.families.ldm_open_clip import SDXL_OPEN_CLIP, open_clip_in_file, open_clip_part
+from library.families.ldm_unet import eight_heads, heads_of_64, unet_in_file, unet_part
+from library.families.ldm_vae import vae_in_file, vae_part
+from library.families.parts import LoadedPart, Part
 from library.options.groups import ModelOptions
 from library.texts import read_json
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_NAMES = {  # by class: the file of a component, without its ending
+    UNet2DConditionModel: "diffusion_pytorch_model",
+    AutoencoderKL: "diffusion_pytorch_model",
+    CLIPTextModel: "model",
+    CLIPTextModelWithProjection: "model",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class TextEncoderPart:
 
     folder: str
     model_class: type
-    load: Callable[[Mapping[str, Tensor], Target], nn.Module]
+    open: Callable[[Mapping[str, Tensor]], Part]
     in_file: Callable[[nn.Module], dict[str, Tensor]]
 
 
@@ -41,18 +52,18 @@ class LdmLayout:
     text_encoders: tuple[TextEncoderPart, ...]
 
 
-SD1_TEXT = TextEncoderPart("text_encoder", CLIPTextModel, load_clip, clip_in_file)
-SD2_TEXT = TextEncoderPart("text_encoder", CLIPTextModel, load_open_clip, open_clip_in_file)
+SD1_TEXT = TextEncoderPart("text_encoder", CLIPTextModel, clip_part, clip_in_file)
+SD2_TEXT = TextEncoderPart("text_encoder", CLIPTextModel, open_clip_part, open_clip_in_file)
 SDXL_TEXT_1 = TextEncoderPart(
     "text_encoder",
     CLIPTextModel,
-    partial(load_clip, prefix=SDXL_CLIP_PREFIX),
+    partial(clip_part, prefix=SDXL_CLIP_PREFIX),
     partial(clip_in_file, prefix=SDXL_CLIP_PREFIX),
 )
 SDXL_TEXT_2 = TextEncoderPart(
     "text_encoder_2",
     CLIPTextModelWithProjection,
-    partial(load_open_clip, file=SDXL_OPEN_CLIP),
+    partial(open_clip_part, file=SDXL_OPEN_CLIP),
     partial(open_clip_in_file, file=SDXL_OPEN_CLIP),
 )
 LAYOUTS = {  # by kind of checkpoint
@@ -70,57 +81,90 @@ class Models(NamedTuple):
     text_encoders: tuple[nn.Module, ...]
 
 
-def load_models(checkpoint: CheckpointInfo, options: ModelOptions, target: Target) -> Models:
-    """All parts from a single file or a diffusers folder, the VAE from its own path where given.
+@dataclass(frozen=True)
+class OpenedModels:
+    """The parts of a model that is opened and found complete, before any weight is read."""
 
-    The VAE stays on the CPU until it is used.
-    """
+    unet: Part
+    vae: Part
+    text_encoders: tuple[Part, ...]
+
+    def keep_weights(self, target: Target) -> None:
+        """Those of U-Net and text encoders from now on."""
+        for part in (self.unet, *self.text_encoders):
+            part.loaded(target)
+            part.keep()
+
+
+def open_models(checkpoint: CheckpointInfo, options: ModelOptions) -> OpenedModels:
+    """All parts of a single file or a diffusers folder, the VAE from its own path where given."""
     layout = LAYOUTS[checkpoint.kind]
-    vae_target = Target(torch.float32 if options.no_half_vae else target.dtype)
     if checkpoint.is_folder:
-        text_encoders = [
-            load_part(part.model_class, checkpoint.path / part.folder, target) for part in layout.text_encoders
-        ]
-        unet = load_part(UNet2DConditionModel, checkpoint.path / "unet", target)
-        vae = None if options.vae else load_part(AutoencoderKL, checkpoint.path / "vae", vae_target)
+        text_encoders = [folder_part(part.model_class, checkpoint.path / part.folder) for part in layout.text_encoders]
+        unet = folder_part(UNet2DConditionModel, checkpoint.path / "unet")
+        vae = None if options.vae else folder_part(AutoencoderKL, checkpoint.path / "vae")
     else:
         weights = open_checkpoint(checkpoint.path, mapped=not options.disable_mmap_load_safetensors)
-        text_encoders = [part.load(weights, target) for part in layout.text_encoders]
-        unet = load_unet(weights, target, layout.num_heads)
-        vae = None if options.vae else load_vae(weights, vae_target)
-    models = Models(unet, vae or load_separate_vae(options, vae_target), tuple(text_encoders))
-    for model in (models.unet, models.vae, *models.text_encoders):
-        model.requires_grad_(False).eval()
-    return models
+        text_encoders = [part.open(weights) for part in layout.text_encoders]
+        unet = unet_part(weights, layout.num_heads)
+        vae = None if options.vae else vae_part(weights)
+    return OpenedModels(unet, vae or separate_vae(options), tuple(text_encoders))
 
 
-def load_separate_vae(options: ModelOptions, target: Target) -> AutoencoderKL:
+def separate_vae(options: ModelOptions) -> Part:
     """A VAE from its own file, from a whole checkpoint, or from a diffusers folder (of a VAE or of a model)."""
     path = Path(options.vae)
     if not path.is_dir():
-        return load_vae(open_checkpoint(path, mapped=not options.disable_mmap_load_safetensors), target)
+        return vae_part(open_checkpoint(path, mapped=not options.disable_mmap_load_safetensors))
     folder = path if (path / "config.json").is_file() else path / "vae"
     if not (folder / "config.json").is_file():
         raise UserError(f"--vae: the folder {path} has no config.json; give a VAE's folder or file")
-    return load_part(AutoencoderKL, folder, target)
+    return folder_part(AutoencoderKL, folder)
 
 
-def load_part(model_class: type, folder: Path, target: Target) -> nn.Module:
-    """A component of a diffusers folder, from its fp16 variant where the folder has only that one."""
+def folder_part(model_class: type, folder: Path) -> Part:
+    """A component of a diffusers folder, from its fp16 variant where the folder has only that one.
+
+    What is no single safetensors file with the names of today's classes the libraries load, at once.
+    """
     if not folder.is_dir():
         raise UserError(f"the model folder {folder.parent} has no {folder.name}")
     names = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     variants = [name for name in names if ".fp16." in name]
     variant = "fp16" if variants and len(variants) == len(names) else None
     _require_config(folder / "config.json")
+    try:
+        file = folder / f"{WEIGHTS_NAMES[model_class]}{'.fp16' if variant else ''}.safetensors"
+        if file.is_file():
+            return part_of_file(model_class, file)
+    except Exception as error:  # of any kind, on damaged files; what is wrong is told below
+        logger.debug("%s is left to %s: %s", folder, model_class.__name__, error)
+    return LoadedPart(loaded_by_library(model_class, folder, variant))
+
+
+def part_of_file(model_class: type, file: Path) -> Part:
+    with torch.device("meta"):
+        if issubclass(model_class, ModelMixin):
+            layers = model_class.from_config(model_class.load_config(file.parent, local_files_only=True))
+        else:
+            layers = model_class(CLIPTextConfig.from_pretrained(file.parent, local_files_only=True))
+    weights = open_checkpoint(file)
+    return Part(layers, weights, lambda name: name if name in weights else f"text_model.{name}", model_class.__name__)
+
+
+def loaded_by_library(model_class: type, folder: Path, variant: str | None) -> nn.Module:
     transformers_logging.disable_progress_bar()
     try:
-        model = model_class.from_pretrained(folder, torch_dtype=target.dtype, variant=variant, local_files_only=True)
+        model, report = model_class.from_pretrained(
+            folder, variant=variant, local_files_only=True, output_loading_info=True
+        )
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise many kinds on damaged files
         raise UserError(f"the model folder {folder} cannot be loaded: {first_line(error)}") from error
-    return model.to(target.device)
+    if missing := sorted(report["missing_keys"]):  # the libraries would make them up
+        raise UserError(f"the model folder {folder} is not complete: weights are missing, e.g. {missing[0]}")
+    return model
 
 
 def _require_config(path: Path) -> None:

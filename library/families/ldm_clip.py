@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.families.checkpoint_files import Target, fill, shape_of
+from library.families.checkpoint_files import shape_of
+from library.families.parts import Part
 
 CLIP_PREFIX = "cond_stage_model.transformer."  # of SD 1.x
 SDXL_CLIP_PREFIX = "conditioner.embedders.0.transformer."
@@ -39,21 +40,11 @@ def clip_config(weights: Mapping[str, Tensor], prefix: str) -> CLIPTextConfig:
     )
 
 
-def load_clip(weights: Mapping[str, Tensor], target: Target, prefix: str = CLIP_PREFIX) -> CLIPTextModel:
+def clip_part(weights: Mapping[str, Tensor], prefix: str = CLIP_PREFIX) -> Part:
     prefix = with_text_model(weights, prefix)
     with torch.device("meta"):
         text_encoder = CLIPTextModel(clip_config(weights, prefix))
-    fill(text_encoder, weights, lambda name: prefix + name.removeprefix("text_model."), target, "CLIP text encoder")
-    restore_position_ids(text_encoder)
-    return text_encoder
-
-
-def restore_position_ids(text_encoder: CLIPTextModel) -> None:
-    """`position_ids` is in no file: after a model was built on the meta device it has to be made again."""
-    for module in text_encoder.modules():
-        if "position_ids" in module._buffers:
-            count = module._buffers["position_ids"].shape[-1]
-            module._buffers["position_ids"] = torch.arange(count).unsqueeze(0)
+    return Part(text_encoder, weights, lambda name: prefix + name.removeprefix("text_model."), "CLIP text encoder")
 
 
 def clip_in_file(text_encoder: CLIPTextModel, prefix: str = CLIP_PREFIX) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from library.families.checkpoint_files import Target, fill, shape_of
+from library.families.checkpoint_files import Target, loaded, shape_of
 from library.families.detect import SD2_TEXT_LAYERS
-from library.families.ldm_clip import restore_position_ids
+from library.families.parts import Part
 
 MAX_LOGIT_SCALE = math.log(100)  # where OpenCLIP's training ends; text conditioning does not use it
 LAYERS = "transformer.resblocks."
@@ -63,26 +63,53 @@ def open_clip_name(name: str) -> str:
     return f"{LAYERS}{layer}.{inside}"
 
 
-def taken_apart(weights: Mapping[str, Tensor], file: OpenClipFile) -> dict[str, Tensor]:
-    """The text encoder's weights, without prefix: queries, keys and values apart, the projection as a Linear has it.
+class TakenApart(Mapping[str, Tensor]):
+    """The text encoder's weights, without prefix: queries, keys and values apart, the projection as a Linear has it."""
 
-    Layers that are not used are not read.
-    """
-    apart = {}
-    for name in weights:
-        if not name.startswith(file.prefix):
-            continue
-        inside = name.removeprefix(file.prefix)
-        layer = re.match(re.escape(LAYERS) + r"(\d+)\.", inside)
-        if layer and file.max_layers and int(layer[1]) >= file.max_layers:
-            continue
-        if re.search(r"\.attn\.in_proj_(weight|bias)$", inside):
-            apart |= {f"{inside}.{third}": part for third, part in zip("qkv", weights[name].chunk(3), strict=True)}
-        elif inside == "text_projection":
-            apart["text_projection.T"] = weights[name].T
-        else:
-            apart[inside] = weights[name]
-    return apart
+    def __init__(self, weights: Mapping[str, Tensor], file: OpenClipFile):
+        self._weights = weights
+        self._sources: dict[str, tuple[str, str]] = {}  # name -> name in the file, and what to take of it
+        for name in weights:
+            if not name.startswith(file.prefix):
+                continue
+            inside = name.removeprefix(file.prefix)
+            if re.search(r"\.attn\.in_proj_(weight|bias)$", inside):
+                self._sources |= {f"{inside}.{third}": (name, third) for third in "qkv"}
+            elif inside == "text_projection":
+                self._sources["text_projection.T"] = name, "T"
+            else:
+                self._sources[inside] = name, ""
+        self._last: dict[str, Tensor] = {}  # those of which another third will be wanted
+
+    def __getitem__(self, name: str) -> Tensor:
+        source, part = self._sources[name]
+        return _part_of(self._weights[source], part)
+
+    def __iter__(self):
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        source, part = self._sources[name]
+        shape = shape_of(self._weights, source)
+        return shape[::-1] if part == "T" else (shape[0] // 3, *shape[1:]) if part else shape
+
+    def loaded(self, name: str, target: Target) -> Tensor:
+        source, part = self._sources[name]
+        whole = self._last.pop(source, None)
+        if whole is None:
+            whole = loaded(self._weights, source, target)
+        if part in ("q", "k", "v"):
+            self._last = {**self._last, source: whole} if len(self._last) < 2 else {source: whole}
+        return _part_of(whole, part)
+
+
+def _part_of(weight: Tensor, part: str) -> Tensor:
+    if part == "T":
+        return weight.T
+    return weight.chunk(3)["qkv".index(part)] if part else weight
 
 
 def open_clip_config(weights: Mapping[str, Tensor], file: OpenClipFile) -> CLIPTextConfig:
@@ -105,14 +132,10 @@ def open_clip_config(weights: Mapping[str, Tensor], file: OpenClipFile) -> CLIPT
     )
 
 
-def load_open_clip(
-    weights: Mapping[str, Tensor], target: Target, file: OpenClipFile = SD2_OPEN_CLIP
-) -> CLIPTextModel | CLIPTextModelWithProjection:
+def open_clip_part(weights: Mapping[str, Tensor], file: OpenClipFile = SD2_OPEN_CLIP) -> Part:
     with torch.device("meta"):
         text_encoder = file.model_class(open_clip_config(weights, file))
-    fill(text_encoder, taken_apart(weights, file), open_clip_name, target, "OpenCLIP text encoder")
-    restore_position_ids(text_encoder)
-    return text_encoder
+    return Part(text_encoder, TakenApart(weights, file), open_clip_name, "OpenCLIP text encoder")
 
 
 def open_clip_in_file(text_encoder: CLIPTextModel, file: OpenClipFile = SD2_OPEN_CLIP) -> dict[str, Tensor]:
@@ -124,7 +147,7 @@ def open_clip_in_file(text_encoder: CLIPTextModel, file: OpenClipFile = SD2_OPEN
 
 
 def put_together(apart: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of `taken_apart`."""
+    """The opposite of `TakenApart`."""
     weights = {}
     for name, value in apart.items():
         whole, _, end = name.rpartition(".")

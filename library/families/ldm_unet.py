@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from library.errors import UserError
-from library.families.checkpoint_files import Target, fill, shape_of
+from library.families.checkpoint_files import shape_of
+from library.families.parts import Part
 
 UNET_PREFIX = "model.diffusion_model."
 SIZE_FEATURES = 256  # of each of the six numbers that tell SDXL original size, crop and target size
@@ -146,17 +147,14 @@ def ldm_paths(unet: UNet2DConditionModel) -> Callable[[str], str | None]:
     return ldm_path
 
 
-def load_unet(
-    weights: Mapping[str, Tensor], target: Target, num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]
-) -> UNet2DConditionModel:
+def unet_part(weights: Mapping[str, Tensor], num_heads: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Part:
     config = unet_config(weights, num_heads)
     if config["in_channels"] != 4:  # seen here only of pickles, whose shapes are not known before
         raise UserError(f"the checkpoint is an inpainting model: its U-Net has {config['in_channels']} input channels")
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
     naming = unet_naming(unet)
-    fill(unet, weights, lambda name: UNET_PREFIX + naming(name), target, "Stable Diffusion U-Net")
-    return unet
+    return Part(unet, weights, lambda name: UNET_PREFIX + naming(name), "Stable Diffusion U-Net")
 
 
 def unet_in_file(unet: UNet2DConditionModel) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from library.errors import UserError
-from library.families.checkpoint_files import Target, fill, shape_of
+from library.families.checkpoint_files import shape_of
+from library.families.parts import Part
 
 VAE_PREFIX = "first_stage_model."
 
@@ -52,7 +53,7 @@ def vae_prefix(weights: Iterable[str]) -> str | None:
     return next((prefix for prefix in (VAE_PREFIX, "") if f"{prefix}decoder.conv_in.weight" in names), None)
 
 
-def load_vae(weights: Mapping[str, Tensor], target: Target) -> AutoencoderKL:
+def vae_part(weights: Mapping[str, Tensor]) -> Part:
     prefix = vae_prefix(weights)
     if prefix is None:
         raise UserError("the checkpoint has no VAE of its own; give one with --vae")
@@ -62,8 +63,7 @@ def load_vae(weights: Mapping[str, Tensor], target: Target) -> AutoencoderKL:
     with torch.device("meta"):
         vae = AutoencoderKL(**vae_config(weights, prefix))
     num_blocks = len(vae.config.block_out_channels)
-    fill(vae, weights, lambda name: prefix + vae_name_in_file(name, num_blocks), target, "VAE")
-    return vae
+    return Part(vae, weights, lambda name: prefix + vae_name_in_file(name, num_blocks), "VAE")
 
 
 def vae_in_file(vae: AutoencoderKL) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from library.families import clip
 from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
 from library.families.blocks import BlockLayout
 from library.families.checkpoint_files import Target
-from library.families.checkpoints import load_models
+from library.families.checkpoints import open_models
 from library.families.detect import inspect_checkpoint
 from library.families.kinds import SD_SCALE
 from library.families.kohya_view import view_of
@@ -60,15 +60,22 @@ class Sd:
         checkpoint = inspect_checkpoint(options.pretrained_model_name_or_path)
         self.version = VERSIONS[checkpoint.kind]
         self.tokenizer = clip.build_tokenizer(self.version.pad_token)
-        models = load_models(checkpoint, options, Target(dtype, device))
-        self.unet, self.text_encoders = models.unet, models.text_encoders
-        self.vae = Vae(models.vae, SD_SCALE, device)
+        self.parts = open_models(checkpoint, options)
+        self.vae = Vae(self.parts.vae, SD_SCALE, Target(torch.float32 if options.no_half_vae else dtype, device))
         self.trains_text_encoder = False
-        self._memory = TextMemory(self._encode_one, self.text_encoders, device, dtype)
+        self._memory = TextMemory(self._encode_one, self.parts.text_encoders, device, dtype)
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.parts.unet.loaded(Target(self.dtype, self.device))
+
+    @property
+    def text_encoders(self) -> tuple[CLIPTextModel]:
+        return (self.text_encoder,)
 
     @property
     def text_encoder(self) -> CLIPTextModel:
-        return self.text_encoders[0]
+        return self.parts.text_encoders[0].loaded(Target(self.dtype, self.device))
 
     @property
     def num_chunks(self) -> int:
@@ -116,10 +123,14 @@ class Sd:
         return self.unet(noisy.to(self.dtype), timesteps, conds["hidden"].to(self.dtype), return_dict=False)[0]
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
-        return sd_adapter_targets(self.text_encoder, self.unet, conv)
+        return sd_adapter_targets(self.parts.text_encoders[0].layers, self.parts.unet.layers, conv)
+
+    def keep_weights(self) -> None:
+        self.parts.keep_weights(Target(self.dtype, self.device))
 
     def kohya_models(self) -> KohyaModels:
-        return KohyaModels(self.vae.model, *kohya_views(self.text_encoder, self.unet))
+        self.keep_weights()
+        return KohyaModels(self.parts.vae.layers, *kohya_views(self.text_encoder, self.unet))
 
     def metadata(self) -> dict[str, str]:
         version = self.version

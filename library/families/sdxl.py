@@ -11,7 +11,7 @@ from library.families import clip
 from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
 from library.families.blocks import BlockLayout
 from library.families.checkpoint_files import Target
-from library.families.checkpoints import load_models
+from library.families.checkpoints import open_models
 from library.families.detect import inspect_checkpoint
 from library.families.kinds import SDXL_SCALE
 from library.families.kohya_view import view_of
@@ -36,11 +36,18 @@ class Sdxl:
         self.v_prediction = options.v_parameterization
         self.tokenizers = [clip.build_tokenizer(token) for token in PAD_TOKENS]
         checkpoint = inspect_checkpoint(options.pretrained_model_name_or_path)
-        models = load_models(checkpoint, options, Target(dtype, device))
-        self.unet, self.text_encoders = models.unet, models.text_encoders
-        self.vae = Vae(models.vae, SDXL_SCALE, device)
+        self.parts = open_models(checkpoint, options)
+        self.vae = Vae(self.parts.vae, SDXL_SCALE, Target(torch.float32 if options.no_half_vae else dtype, device))
         self.trains_text_encoder = False
-        self._memory = TextMemory(self._encode_one, self.text_encoders, device, dtype)
+        self._memory = TextMemory(self._encode_one, self.parts.text_encoders, device, dtype)
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.parts.unet.loaded(Target(self.dtype, self.device))
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return tuple(part.loaded(Target(self.dtype, self.device)) for part in self.parts.text_encoders)
 
     @property
     def num_chunks(self) -> int:
@@ -63,7 +70,7 @@ class Sdxl:
     def stored_text(self, caption: str) -> Conds:
         """Under kohya's names: the hidden states of each encoder, [L, D1] and [L, D2], and pooled text [P]."""
         conds = self._memory.encoded(caption)
-        width = self.text_encoders[0].config.hidden_size
+        width = self.parts.text_encoders[0].layers.config.hidden_size
         hidden = conds["hidden"]
         return {"hidden_state1": hidden[:, :width], "hidden_state2": hidden[:, width:], "pool2": conds["pooled"]}
 
@@ -113,11 +120,16 @@ class Sdxl:
         return self.unet(noisy, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
 
     def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
-        return sdxl_adapter_targets(self.text_encoders, self.unet, conv)
+        text_encoders = [part.layers for part in self.parts.text_encoders]
+        return sdxl_adapter_targets(text_encoders, self.parts.unet.layers, conv)
+
+    def keep_weights(self) -> None:
+        self.parts.keep_weights(Target(self.dtype, self.device))
 
     def kohya_models(self) -> KohyaModels:
+        self.keep_weights()
         texts = [view_of(encoder, in_text_model, {}) for encoder in self.text_encoders]
-        return KohyaModels(self.vae.model, texts, view_of(self.unet, ldm_paths(self.unet), KOHYA_UNET_CLASSES))
+        return KohyaModels(self.parts.vae.layers, texts, view_of(self.unet, ldm_paths(self.unet), KOHYA_UNET_CLASSES))
 
     def metadata(self) -> dict[str, str]:
         return {

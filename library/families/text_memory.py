@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from library.families.base import Conds
+from library.families.parts import Part
 
 MAX_CAPTIONS = 512  # kept where captions change from draw to draw, so that not all can be
 MAX_DEVICE_BYTES = 128 * 2**20
@@ -24,7 +25,7 @@ class TextMemory:
     def __init__(
         self,
         encode: Callable[[str], Conds],
-        encoders: Sequence[nn.Module],
+        encoders: Sequence[Part],
         device: torch.device,
         dtype: torch.dtype,
     ):
@@ -57,21 +58,19 @@ class TextMemory:
             self._known[caption] = conds if stays else {name: _on_host(value) for name, value in conds.items()}
             progress()
         self.is_complete = True
-        self._move_encoders("cpu")
+        self._release()
         return True
 
     @contextmanager
     def encoders_at_work(self) -> Iterator[None]:
-        """The encoders on the device; afterwards off it again, where training asks no more of them than this."""
-        if self.is_complete:
-            self._move_encoders(self.device)
+        """A block that uses the encoders; they leave the device after it where training asks no more of them."""
         yield
         if self.is_complete:
-            self._move_encoders("cpu")
+            self._release()
 
-    def _move_encoders(self, device: torch.device | str) -> None:
+    def _release(self) -> None:
         for encoder in self.encoders:
-            encoder.to(device)
+            encoder.release()
 
     def _remembered(self, caption: str) -> Conds:
         if caption in self._known:

@@ -7,14 +7,20 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from library.families.checkpoint_files import Target
+from library.families.parts import Part
+
 
 class Vae:
     """A frozen VAE; it comes to the device when it is used, and leaves it at `release`."""
 
-    def __init__(self, model: AutoencoderKL, scale: float, device: torch.device):
-        self.model = model
+    def __init__(self, part: Part, scale: float, target: Target):
+        self.part, self.target = part, target
         self.scale = scale  # of latents as the U-Net sees them
-        self.device = device
+
+    @property
+    def model(self) -> AutoencoderKL:
+        return self.part.loaded(self.target)
 
     def encode(self, images: Tensor, noise_like: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Latents [B, C, h, w], not scaled, sampled from the posterior of images [B, 3, H, W] in [-1, 1].
@@ -33,14 +39,12 @@ class Vae:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] around [-1, 1] of scaled latents [B, C, h, w]."""
-        self.model.to(self.device)
-        return self.model.decode((latents / self.scale).to(self.model.dtype)).sample
+        return self.model.decode((latents / self.scale).to(self.target.dtype)).sample
 
     def release(self) -> None:
         """Take the VAE off the device until it is used again."""
-        self.model.to("cpu")
+        self.part.release()
 
     @torch.no_grad()
     def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
-        self.model.to(self.device)
-        return self.model.encode(images.to(self.device, self.model.dtype)).latent_dist
+        return self.model.encode(images.to(self.target.device, self.target.dtype)).latent_dist

@@ -94,7 +94,6 @@ def run_steps(
     family = made.family
     network = made.network.train()
     optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
-    prepare_unet(family, options)
     objective = Ddpm(options, v_prediction=family.v_prediction, device=accelerator.device)
     gradients = gradients_of(optimizer, network)
     if made.spec.schedule_free:
@@ -106,6 +105,9 @@ def run_steps(
     if not family.trains_text_encoder and not captions_change:
         with accelerator.autocast():
             family.remember_text(list(dict.fromkeys(batch.captions)), lambda: None)
+    began = time.perf_counter()
+    prepare_unet(family, options)
+    load_seconds += time.perf_counter() - began
 
     def step() -> float:
         began = time.perf_counter()

@@ -48,10 +48,9 @@ def estimate(
 ) -> MemoryEstimate:
     """The memory of training batches of this size; where captions change, frozen text encoders stay on the device."""
     autocast = weight_dtype(options) if needs_autocast(options) else None
-    family = load_family(replace(options, xformers=False), family_name, META)  # whose memory is that of PyTorch's own
+    options = replace(options, xformers=False)  # whose memory is that of PyTorch's own attention
     with LiveBytes() as memory, LikeCuda(autocast):
-        for model in (family.unet, *family.text_encoders):
-            memory.note_all(model)
+        family = load_family(options, family_name, META)
         arguments = network_arguments(options)
         network = build_network(load_algorithm(network_module(options)), family, options, arguments)
         network.to(META, full_dtype(options)).train()
@@ -64,12 +63,14 @@ def estimate(
         if caches_latents(options):
             off_the_device(family.vae.model)
             batch = replace(batch, images=None)
-        prepare_unet(family, options)
         if not family.trains_text_encoder:
             conds = family.conds(batch)
             if not captions_change:
                 for text_encoder in family.text_encoders:
                     off_the_device(text_encoder)
+        else:
+            _ = family.text_encoders  # read now
+        prepare_unet(family, options)
         before, resident = memory.peak, memory.now
         memory.peak = 0
         if not caches_latents(options):

@@ -129,18 +129,20 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
 
     network = made.network
     optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
-    prepare_unet(family, options)
     restore(accelerator, state, resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
         with memory_for("encoding captions", options):
             cache_text_of(datasets, family, options, accelerator)
+    with memory_for("loading the model", options):
+        prepare_unet(family, options)  # last, when what was needed before has left the memory
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, made.optimizer_name, made.spec, plan)
     recipe = NetworkRecipe(
         family, network, optimizer, made.spec, made.groups, accelerator, options, metadata, checked.prompts, plan
     )
     if accelerator.is_main_process:
+        metadata.hashes.start()
         pairs = zip(made.groups, optimizer.param_groups, strict=True)  # a state's rates go before the options'
         groups = [made_group | {"lr": group.get("initial_lr", group["lr"])} for made_group, group in pairs]
         print(parts_table(trained_parts(network, groups) if resume else made.parts), flush=True)
@@ -178,9 +180,13 @@ def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Acceler
 
 
 def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -> ModelFamily:
-    """The base model as adapters find it: --base_weights are merged before it is stored in fewer bits."""
+    """The base model as adapters find it: --base_weights are merged before it is stored in fewer bits.
+
+    Where nothing changes its weights, they are read later, when and only if they are needed.
+    """
     family = family_class(name)(options, device, weight_dtype(options))
-    choose_attention(family.unet, options, device)
+    if options.base_weights or options.fp8_base or options.fp8_base_unet:
+        family.keep_weights()
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
     store_in_fp8(family, options)
     return family
@@ -228,7 +234,8 @@ def cache_text_of(
 
 
 def prepare_unet(family: ModelFamily, options: TrainNetworkOptions) -> None:
-    """How the U-Net runs, with the network attached: with checkpoints, compiled."""
+    """The U-Net and how it runs, with the network attached: its attention, with checkpoints, compiled."""
+    choose_attention(family.unet, options, family.device)
     if options.gradient_checkpointing:
         family.enable_gradient_checkpointing(checkpoint_function(options))
     compile_unet(family.unet, options)

@@ -24,8 +24,11 @@ def recorded(
         "versions": versions(recipe.spec.path, network_module(options)),
         "device": device_name(accelerator.device),
         "num_processes": accelerator.num_processes,
-        **model_fingerprints(recipe.metadata.fields, checked.checkpoint.path),
         "dataset": dataset_facts({use: part for use, part in parts.items() if part}, checked.repeats),
     }
-    recipe.record = RunRecord(options, checked.plan, recipe.step_times, facts)
+
+    def model_facts() -> dict[str, object]:
+        return model_fingerprints(recipe.metadata.hashes.fields_by_now(), checked.checkpoint.path)
+
+    recipe.record = RunRecord(options, checked.plan, recipe.step_times, facts, model_facts)
     return recipe.record.kept(state)

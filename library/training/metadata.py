@@ -4,10 +4,8 @@ Every value is the `str` of a Python value, so that WebUI, ComfyUI and the metad
 """
 
 import base64
-import hashlib
 import json
 import mimetypes
-import os
 import random
 import time
 from datetime import datetime
@@ -17,6 +15,7 @@ from library.dataset.dataset import TrainingDataset
 from library.options.derived import learning_rates, network_arguments, network_module, resolution_wh
 from library.options.groups import TrainNetworkOptions
 from library.training.dataset_metadata import dataset_fields
+from library.training.model_hashes import ModelHashes
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
 
@@ -56,13 +55,13 @@ class TrainingMetadata:
         plan: StepPlan,
     ):
         self.options = options
+        self.hashes = ModelHashes(options)
         self.started_at = time.time()
         self.modelspec = {k: v for k, v in family_metadata.items() if k.startswith("modelspec.")}
         self.fields: dict[str, object] = {f"ss_{name}": getattr(options, name) for name in RECORDED_OPTIONS}
         self.fields |= {k: v for k, v in family_metadata.items() if k.startswith("ss_")}
         self.fields |= run_fields(options, plan) | {"ss_optimizer": optimizer}
         self.fields |= dataset_fields(dataset, options, plan)
-        self.fields |= model_fields(options)
         self.fields["ss_training_started_at"] = self.started_at
         if spec.relative_step:
             self.fields["ss_lr_scheduler"] = f"adafactor:{options.learning_rate}"
@@ -74,7 +73,7 @@ class TrainingMetadata:
     def at(self, step: int, epoch: int) -> dict[str, str]:
         """All metadata of a file saved now; `epoch` as kohya counts it for this kind of file."""
         finished = {"ss_training_finished_at": time.time(), "ss_steps": step, "ss_epoch": epoch}
-        fields = {name: str(value) for name, value in (self.fields | finished).items()}
+        fields = {name: str(value) for name, value in (self.fields | self.hashes.fields() | finished).items()}
         if self.options.no_metadata:
             fields = {name: value for name, value in fields.items() if name in WITHOUT_DETAILS}
         return fields | self._modelspec()
@@ -126,29 +125,3 @@ def run_fields(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, object
         "ss_debiased_estimation": options.debiased_estimation_loss,
         "ss_sd_scripts_commit_hash": "(unknown)",
     }
-
-
-def model_fields(options: TrainNetworkOptions) -> dict[str, object]:
-    """Names and hashes of the base model and of a separate VAE."""
-    fields = model_hashes(options.pretrained_model_name_or_path, "sd_model")
-    return fields | (model_hashes(options.vae, "vae") if options.vae else {})
-
-
-def model_hashes(path_text: str, kind: str) -> dict[str, object]:
-    name = os.path.basename(os.path.normpath(path_text))
-    path = Path(path_text)
-    if path.is_dir():
-        return {f"ss_{kind}_name": name, f"ss_{kind}_hash": "IsADirectory", f"ss_new_{kind}_hash": "IsADirectory"}
-    window, whole = file_hashes(path)
-    return {f"ss_{kind}_name": name, f"ss_{kind}_hash": window, f"ss_new_{kind}_hash": whole}
-
-
-def file_hashes(path: Path) -> tuple[str, str]:
-    """The two hashes WebUI knows a model by: eight digits of a 64 KiB window, and the sha256 of the file."""
-    whole = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            whole.update(block)
-        file.seek(0x100000)
-        window = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-    return window, whole.hexdigest()

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from math import ceil
@@ -66,8 +66,16 @@ def _percentile(ordered: list[float], percent: int) -> float:
 class RunRecord:
     """`NAME-run.json`: written when training begins, at every save, which a killed run so tells, and at the end."""
 
-    def __init__(self, options: TrainNetworkOptions, plan: StepPlan, times: StepTimes, facts: dict[str, Any]):
-        self.options, self.plan, self.times, self.facts = options, plan, times, facts
+    def __init__(
+        self,
+        options: TrainNetworkOptions,
+        plan: StepPlan,
+        times: StepTimes,
+        facts: dict[str, Any],
+        later_facts: Callable[[], dict[str, Any]] = dict,
+    ):
+        """`later_facts` are asked for at each writing: what is found out meanwhile."""
+        self.options, self.plan, self.times, self.facts, self.later_facts = options, plan, times, facts, later_facts
         self.path = OutputNames(options).record()
         self.started = datetime.now()
 
@@ -103,6 +111,7 @@ class RunRecord:
             },
             "seconds_a_step": self.times.summary(),
             **self.facts,
+            **self.later_facts(),
             **recorded_options(self.options, drawn),
         }
         try:

@@ -68,9 +68,9 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {platform.processor() or platform.machine()}"
 
 
-def model_fingerprints(metadata: dict[str, object], base: Path) -> dict[str, object]:
-    """The sha256 of the model and of a separate VAE, as the metadata has them; of a folder, marks of its files."""
-    found = {kind: metadata.get(f"ss_new_{key}_hash") for kind, key in (("base_model", "sd_model"), ("vae", "vae"))}
+def model_fingerprints(hashes: dict[str, object], base: Path) -> dict[str, object]:
+    """The sha256 of the model and of a separate VAE, as metadata has them; of a folder, marks of its files."""
+    found = {kind: hashes.get(f"ss_new_{key}_hash") for kind, key in (("base_model", "sd_model"), ("vae", "vae"))}
     if base.is_dir():
         paths = sorted(path for path in base.rglob("*") if path.is_file())
         found["base_model"] = digest((path.relative_to(base).as_posix(), FileMark.of(path).ends) for path in paths)
