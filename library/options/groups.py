@@ -550,6 +550,7 @@ class PrecisionOptions(OptionGroup):
     mem_eff_attn: bool = option(False, "use a slow attention that needs little memory")
     torch_compile: bool = option(False, "compile the U-Net with torch.compile")
     dynamo_backend: str = option("inductor", "backend of --torch_compile", choices=DYNAMO_BACKENDS)
+    no_onednn: bool = option(False, "on a CPU, compute frozen layers as PyTorch does by itself; slower")
     deterministic: bool = option(False, "two runs on the same machine give the same bits; may be slower; needs --seed")
 
     def check(self) -> list[str]:

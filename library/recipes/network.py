@@ -36,6 +36,7 @@ from library.training.loop import run
 from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
+from library.training.on_cpu import prepare_for_cpu, warn_of_slow_bf16
 from library.training.optimizers import OptimizerSpec, build_optimizer, check_optimizer_arguments
 from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
@@ -123,6 +124,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     network = accelerator.prepare_model(made.network, evaluation_mode=True)  # not wrapped: the loop averages gradients
     optimizer, scheduler = accelerator.prepare(made.optimizer, made.scheduler)
     prepare_unet(family, options)
+    prepare_for_cpu(family, made.network, options)
     restore(accelerator, state, resume)
     if not family.trains_text_encoder:
         network.eval()  # adapters of the text encoder, where they were loaded, without dropout
@@ -161,6 +163,7 @@ def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Acceler
             "them: check nvidia-smi and that torch is no CPU build, or set ACCELERATE_USE_CPU=true to train on the CPU"
         )
     check_compiler(options, accelerator.device)
+    warn_of_slow_bf16(options, accelerator.device)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)
     return accelerator
