@@ -26,7 +26,7 @@ from library.dataset.repeat_folders import list_repeat_folders
 from library.dataset.scan import ImageRecord, scan, verify_pictures
 from library.errors import UserError
 from library.families.checkpoint_files import Target, open_checkpoint
-from library.families.checkpoints import load_part
+from library.families.checkpoints import folder_part
 from library.families.detect import inspect_checkpoint
 from library.given_files import check_network
 from library.network_files import read_weights
@@ -120,7 +120,7 @@ def test_no_code_of_a_model_folder_runs(part, tiny_folder, tmp_path):
     (folder / "config.json").write_bytes((tiny_folder / part / "config.json").read_bytes())
     name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
     torch_zip(folder / name, Payload(tmp_path / "pwned"))
-    assert str(folder) in refusal(load_part, classes[part], folder, Target(torch.float32))
+    assert str(folder) in refusal(folder_part, classes[part], folder)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -130,7 +130,7 @@ def test_a_broken_model_folder_is_a_sentence(content, tiny_folder, tmp_path):
 
     (tmp_path / "config.json").write_bytes(content)
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
-    assert str(tmp_path) in refusal(load_part, UNet2DConditionModel, tmp_path, Target(torch.float32))
+    assert str(tmp_path) in refusal(folder_part, UNet2DConditionModel, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "scheduler.bin", "random_states_0.pkl"])

@@ -569,6 +569,7 @@ class PrecisionOptions(OptionGroup):
     cuda_graphs: bool = option(
         False, "record a training step for each size of batch and have the GPU repeat it in one launch"
     )
+    no_onednn: bool = option(False, "on a CPU, compute frozen layers as PyTorch does by itself; slower")
     deterministic: bool = option(False, "two runs on the same machine give the same bits; may be slower; needs --seed")
 
     def check(self) -> list[str]:

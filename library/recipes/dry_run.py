@@ -106,7 +106,7 @@ def run_steps(
         with accelerator.autocast():
             family.remember_text(list(dict.fromkeys(batch.captions)), lambda: None)
     began = time.perf_counter()
-    prepare_unet(family, options)
+    prepare_unet(family, network, options)
     load_seconds += time.perf_counter() - began
 
     def step() -> float:

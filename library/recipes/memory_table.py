@@ -70,7 +70,7 @@ def estimate(
                     off_the_device(text_encoder)
         else:
             _ = family.text_encoders  # read now
-        prepare_unet(family, options)
+        prepare_unet(family, network, options)
         before, resident = memory.peak, memory.now
         memory.peak = 0
         if not caches_latents(options):

@@ -38,6 +38,7 @@ from library.training.loop import run
 from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
+from library.training.on_cpu import prepare_for_cpu, warn_of_slow_bf16
 from library.training.optimizers import OptimizerSpec, build_optimizer, check_optimizer_arguments
 from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
@@ -135,7 +136,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         with memory_for("encoding captions", options):
             cache_text_of(datasets, family, options, accelerator)
     with memory_for("loading the model", options):
-        prepare_unet(family, options)  # last, when what was needed before has left the memory
+        prepare_unet(family, network, options)  # last, when what was needed before has left the memory
 
     metadata = TrainingMetadata(options, family.metadata(), dataset, made.optimizer_name, made.spec, plan)
     recipe = NetworkRecipe(
@@ -174,6 +175,7 @@ def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Acceler
             "them: check nvidia-smi and that torch is no CPU build, or set ACCELERATE_USE_CPU=true to train on the CPU"
         )
     check_compiler(options, accelerator.device)
+    warn_of_slow_bf16(options, accelerator.device)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)
     return accelerator
