@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from library.families import family_class
 from library.families.detect import inspect_checkpoint
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.recipes.memory_table import empty_batch, estimate, memory_table
+from library.recipes.network import load_family
 from library.recipes.network_building import build_network, load_algorithm
 from library.training.memory_estimate import LiveBytes
 from tests import tiny
@@ -55,7 +55,7 @@ def test_frozen_text_encoders_stay_where_captions_change(tiny_sdxl_file, picture
 def real_step_bytes(options: TrainNetworkOptions, name: str) -> tuple[int, int]:
     """Frozen weights, and what more lives at the peak of a step of the U-Net's network, of real tensors."""
     cpu = torch.device("cpu")
-    family = family_class(name)(options, cpu, torch.float32)
+    family = load_family(options, name, cpu)
     network = build_network(load_algorithm("networks.lora"), family, options, {}).train()
     if options.gradient_checkpointing:
         family.enable_gradient_checkpointing()
@@ -96,7 +96,7 @@ def test_a_step_on_a_gpu_allocates_what_was_estimated(tiny_sdxl_file, pictures, 
     )  # fmt: skip
     size, device = (1024, 768), torch.device("cuda")
     found = estimate(options, "sdxl", size, captions_change=False)
-    family = family_class("sdxl")(options, device, torch.bfloat16)
+    family = load_family(options, "sdxl", device)
     network = build_network(load_algorithm("networks.lora"), family, options, {}).to(device).train()
     if checkpointing:
         family.enable_gradient_checkpointing()

@@ -19,6 +19,7 @@ from library.dataset.own_dataset import OwnDataset
 from library.errors import UserError
 from library.families import family_class, writes_text
 from library.families.base import ModelFamily
+from library.layers.unet_blocks import keep_little
 from library.options.derived import (
     DEFAULT_NETWORK,
     caches_latents,
@@ -172,6 +173,8 @@ def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -
     choose_attention(family.unet, options, device)
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
     store_in_fp8(family, options)
+    if not options.torch_compile:  # a compiler decides itself what is made again
+        keep_little(family.unet)
     return family
 
 
