@@ -32,6 +32,7 @@ from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.recipes.run_record import recorded
 from library.training.caching import cache_latents, cache_text
+from library.training.compiling import check_compiler, compile_unet
 from library.training.deterministic import same_bits
 from library.training.loop import run
 from library.training.memory_errors import memory_for
@@ -41,10 +42,8 @@ from library.training.optimizers import OptimizerSpec, build_optimizer, check_op
 from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
     build_accelerator,
-    check_compiler,
     checkpoint_function,
     choose_attention,
-    compile_unet,
     full_dtype,
     store_in_fp8,
     weight_dtype,

@@ -83,26 +83,6 @@ def store_in_fp8(family: ModelFamily, options: PrecisionOptions) -> None:
             hold_in_fp8(text_encoder)
 
 
-def check_compiler(options: PrecisionOptions, device: torch.device) -> None:
-    """Compile one addition, so that a backend or compiler that is not here is found before the model is loaded."""
-    if not options.torch_compile:
-        return
-    try:
-        torch.compile(lambda x: x + 1, backend=options.dynamo_backend)(torch.ones(2, device=device))
-    except Exception as error:
-        reason = " ".join(str(error).split()[:30])
-        raise UserError(
-            f"--torch_compile: --dynamo_backend {options.dynamo_backend} does not work here ({reason}); "
-            "try another one, or leave --torch_compile out"
-        ) from error
-
-
-def compile_unet(unet: nn.Module, options: PrecisionOptions) -> None:
-    """Have the U-Net compiled at its first call, with all that is attached to it by then."""
-    if options.torch_compile:
-        unet.compile(backend=options.dynamo_backend)
-
-
 def checkpoint_function(options: PrecisionOptions) -> Checkpoint | None:
     """How --gradient_checkpointing runs a block; None is the family's usual way."""
     return checkpoint_in_main_memory if options.cpu_offload_checkpointing else None
