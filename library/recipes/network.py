@@ -45,7 +45,7 @@ from library.training.precision import (
     checkpoint_function,
     choose_attention,
     full_dtype,
-    store_in_fp8,
+    store_in_8_bits,
     weight_dtype,
 )
 from library.training.reports import TrainedPart, parts_table
@@ -171,7 +171,7 @@ def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -
     family = family_class(name)(options, device, weight_dtype(options))
     choose_attention(family.unet, options, device)
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
-    store_in_fp8(family, options)
+    store_in_8_bits(family, options)
     if not options.torch_compile:  # a compiler decides itself what is made again
         keep_little(family.unet)
     return family

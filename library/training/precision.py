@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from library.errors import UserError
 from library.families.base import Checkpoint, ModelFamily
 from library.layers.fp8 import hold_in_fp8
+from library.layers.int8 import hold_in_int8
 from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
 
 logger = logging.getLogger(__name__)
@@ -74,13 +75,15 @@ def choose_attention(unet: nn.Module, options: PrecisionOptions, device: torch.d
     unet.enable_xformers_memory_efficient_attention()
 
 
-def store_in_fp8(family: ModelFamily, options: PrecisionOptions) -> None:
-    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet."""
+def store_in_8_bits(family: ModelFamily, options: PrecisionOptions) -> None:
+    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet, or in int8."""
     if options.fp8_base or options.fp8_base_unet:
         hold_in_fp8(family.unet)
     if options.fp8_base and not options.fp8_base_unet:
         for text_encoder in family.text_encoders:
             hold_in_fp8(text_encoder)
+    if options.base_quantization == "int8":
+        hold_in_int8(family.unet)
 
 
 def checkpoint_function(options: PrecisionOptions) -> Checkpoint | None:
