@@ -35,14 +35,14 @@ class MadeAgain:
         return MadeAgain(lambda: function(self.value()))
 
     def instead_of(self, tensor: Tensor) -> saved_tensors_hooks:
-        """A context in which autograd, wherever it would keep the tensor or a view of it, keeps this instead.
+        """A context in which autograd, wherever it would keep the tensor or a view of all of it, keeps this instead.
 
         Contexts of this kind do not nest, and checkpointing is one: the inner one alone has an effect.
         """
-        storage, version = tensor.untyped_storage()._cdata, tensor._version
+        size, storage, version = tensor.numel(), tensor.untyped_storage()._cdata, tensor._version
 
         def pack(kept: Tensor) -> Any:
-            if kept.untyped_storage()._cdata != storage or kept._version != version:
+            if kept.numel() != size or kept.untyped_storage()._cdata != storage or kept._version != version:
                 return kept
             return kept.shape, kept.stride(), kept.storage_offset()
 

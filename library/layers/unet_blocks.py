@@ -40,13 +40,13 @@ class KeepsLittle(nn.Module):
 
     makes_inputs_again = True
 
-    def normal(self, norm: nn.Module, x: Tensor, silu: bool = False) -> tuple[Tensor, MadeAgain | None]:
-        """What the norm makes of x, and how to make it again; the norm's `forward` may be replaced, by adapters."""
-        if "forward" in vars(norm):
-            return F.silu(norm(x)) if silu else norm(x), None
+    def normal(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, MadeAgain | None]:
+        """What the norm makes of x, and how to make it again; adapters may have replaced the norm's `forward`."""
+        if is_adapted(norm):
+            return norm(x), None
         if isinstance(norm, nn.LayerNorm):
             return layer_norm(norm, x, self.makes_inputs_again)
-        return group_norm(norm, x, silu, self.makes_inputs_again)
+        return group_norm(norm, x, silu=False, again=self.makes_inputs_again)
 
 
 def instead_of(tensor: Tensor, recipe: MadeAgain | None) -> AbstractContextManager:
@@ -64,7 +64,9 @@ class ResnetBlock2D(KeepsLittle, resnet.ResnetBlock2D):
         return input_tensor + hidden
 
     def _convolved(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
-        normal, recipe = self.normal(norm, x, silu=True)
+        if is_adapted(norm):
+            return conv(F.silu(norm(x)))
+        normal, recipe = group_norm(norm, x, silu=True, again=self.makes_inputs_again and is_adapted(conv))
         with instead_of(normal, recipe):
             return conv(normal)
 
@@ -123,6 +125,11 @@ class Conv2d(FrozenLayer, nn.Conv2d):
 
     def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
         return conv2d_input_gradient(self, self.weight.to(gradient.dtype), gradient, shape)
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether an adapter stands in the layer's place; others keep nothing of their inputs."""
+    return "forward" in vars(layer)
 
 
 def tokens_of(pictures: Tensor) -> Tensor:
