@@ -21,7 +21,7 @@ from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise,
 from networks.lora_arguments import DEFAULT_RANK, RANK_ARGUMENTS, read
 from networks.lora_arguments import check_arguments as check_arguments
 from networks.lora_arguments import wants_convolutions as wants_convolutions
-from networks.lora_function import LoraFunction
+from networks.lora_function import LoraFunction, hidden_of
 from networks.param_groups import LearningRateRules
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class LoraAdapter(Adapter):
         self.scale = self.alpha.item() / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_stacked or torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
+        if self.is_stacked or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
+            return super().forward(x)  # a compiler makes one function of the layer by itself
         if self.multiplier == 0 or self._is_dropped():
             return output_of(self.base, x)
         down, up, sink = self.lora_down.weight, self.lora_up.weight, None
@@ -73,10 +73,13 @@ class LoraAdapter(Adapter):
         return LoraFunction.apply(x, self.lora_up.weight, down, up, self.base, scale, mask_of, sink)
 
     def delta(self, x: Tensor) -> Tensor:
-        hidden = self.lora_down(x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_down.weight.dtype))
+        down, up = self.lora_down.weight, self.lora_up.weight
+        if not torch.is_autocast_enabled(x.device.type):
+            down, up = down.to(x.dtype), up.to(x.dtype)
+        hidden = hidden_of(x, down, self.base)
         if self.training and (self.dropout or self.rank_dropout):
             hidden = hidden * self._mask(hidden)
-        return self.lora_up(hidden) * self.scale
+        return (F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)) * self.scale
 
     def _mask(self, hidden: Tensor) -> Tensor:
         """What dropout multiplies A x with: survivors are scaled by 1 / (1 - p), ranks fall out for whole samples."""

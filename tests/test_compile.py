@@ -9,9 +9,11 @@ from library.errors import UserError
 from library.families.base import AdapterTarget
 from library.layers.fp8 import hold_in_fp8
 from library.options.groups import PrecisionOptions
-from library.training.precision import check_compiler, checkpoint_in_main_memory, compile_unet
+from library.training.compiling import check_compiler, compile_unet
+from library.training.precision import checkpoint_in_main_memory
 from networks import lora
 
+COMPILED = PrecisionOptions(torch_compile=True, dynamo_backend="aot_eager")
 OF_FAMILY = {"sd1": {}, "sdxl": {"num_layers": 2, "use_linear_projection": True}}
 
 
@@ -49,7 +51,7 @@ def test_a_compiled_model_gives_the_same_loss_and_gradients_with_fp8_and_adapter
     names = [name for name, _ in model.named_modules()]
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
-    compile_unet(model, PrecisionOptions(torch_compile=True, dynamo_backend="aot_eager"))
+    compile_unet(model, COMPILED)
     compiled = loss_and_gradients(model, network)
     assert graphs["unique_graphs"] > before, "nothing was compiled"
     assert [name for name, _ in model.named_modules()] == names
@@ -59,6 +61,36 @@ def test_a_compiled_model_gives_the_same_loss_and_gradients_with_fp8_and_adapter
         for parameter in network.parameters():
             parameter.mul_(2)
     assert abs(loss_and_gradients(model, network)[0] - compiled[0]) > 1e-3, "the weights were compiled in"
+
+
+def test_blocks_of_one_kind_and_size_share_code(caplog):
+    *compiled, plain = [(model := transformer(), with_network(model)) for _ in range(3)]
+    wanted = loss_and_gradients(*plain)
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    compile_unet(nn.ModuleList(model for model, _ in compiled), COMPILED)
+    for parts in compiled:
+        torch.testing.assert_close(loss_and_gradients(*parts), wanted, rtol=1e-4, atol=1e-6)
+    assert graphs["unique_graphs"] == before + 1
+    assert not said_by_us(caplog)
+
+
+def test_a_block_that_cannot_be_compiled_runs_as_it_is_and_a_line_says_so(caplog):
+    model = transformer()
+    network = with_network(model)
+    plain = loss_and_gradients(model, network)
+    feed_forward = model.transformer_blocks[0].ff
+    feed_forward.forward = lambda x: (torch._dynamo.graph_break(), type(feed_forward).forward(feed_forward, x))[1]
+    compile_unet(model, COMPILED)
+    for _ in range(2):
+        torch.testing.assert_close(loss_and_gradients(model, network), plain, rtol=1e-4, atol=1e-6)
+    line = "--torch_compile: a BasicTransformerBlock runs without being compiled"
+    assert [message.partition(" (")[0] for message in said_by_us(caplog)] == [line]
+
+
+def said_by_us(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name.startswith("library.")]
 
 
 def test_a_backend_that_is_not_here_is_one_sentence():

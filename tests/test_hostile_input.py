@@ -25,7 +25,7 @@ from library.dataset.info_cache import read_sizes
 from library.dataset.repeat_folders import list_repeat_folders
 from library.dataset.scan import ImageRecord, scan, verify_pictures
 from library.errors import UserError
-from library.families.checkpoint_files import Target, open_checkpoint
+from library.families.checkpoint_files import open_checkpoint
 from library.families.checkpoints import folder_part
 from library.families.detect import inspect_checkpoint
 from library.given_files import check_network

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from library.families.base import Checkpoint
+from library.layers.unet_blocks import keep_inputs
 
 TEXT_CLASSES = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 UNET_CLASSES = ("Transformer2DModel",)
@@ -25,6 +26,7 @@ def checkpoint_gradients(
     Needs train mode, which changes nothing else in these models.
     """
     unet.enable_gradient_checkpointing(checkpoint)
+    keep_inputs(unet)
     unet.train()
     for text_encoder in text_encoders:
         text_encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

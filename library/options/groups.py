@@ -557,6 +557,11 @@ class PrecisionOptions(OptionGroup):
     full_bf16: bool = option(False, "keep weights and gradients in bf16 too")
     fp8_base: bool = option(False, "store the base model in 8 bits a weight; it computes as before")
     fp8_base_unet: bool = option(False, "as --fp8_base, but not the text encoders")
+    base_quantization: str | None = option(
+        None,
+        "what the frozen U-Net's products of matrices are computed in; rounds, and is meant for GPUs",
+        choices=("int8",),
+    )
     gradient_checkpointing: bool = option(False, "save memory by computing parts of the forward pass twice")
     cpu_offload_checkpointing: bool = option(
         False, "keep what --gradient_checkpointing keeps in the computer's main memory"
@@ -577,6 +582,8 @@ class PrecisionOptions(OptionGroup):
         return [
             *conflict(self, "deterministic", "xformers", advice),
             *conflict(self, "deterministic", "torch_compile", advice),
+            *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in its own 8 bits a weight"),
+            *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in its own 8 bits a weight"),
             *(
                 f"--full_{name} needs --mixed_precision {name}, got {self.mixed_precision}"
                 for name in ("fp16", "bf16")

@@ -56,7 +56,7 @@ def estimate(
         network.to(META, full_dtype(options)).train()
         groups = trained_groups(network, options)
         parameters = [parameter for group in groups for parameter in group["params"]]
-        held = flattened(network, parameters, family.dtype)
+        held = flattened(network, parameters, family.dtype, options)
         family.trains_text_encoder = any(part.learning_rates for part in trained_parts(network, groups)[:-1])
         batch = empty_batch(options.train_batch_size, size_wh)
         latents = family.vae.encode(batch.images)
@@ -94,9 +94,11 @@ class Held(NamedTuple):
     training: int
 
 
-def flattened(network: nn.Module, parameters: list[nn.Parameter], dtype: torch.dtype) -> Held:
+def flattened(
+    network: nn.Module, parameters: list[nn.Parameter], dtype: torch.dtype, options: TrainNetworkOptions
+) -> Held:
     """Put the network into one buffer, as training does where that can be."""
-    if hasattr(network, "flatten"):
+    if hasattr(network, "flatten") and not options.torch_compile:
         network.flatten(parameters, dtype)
     if flat := flat_of(network):
         held = flat.num_bytes()

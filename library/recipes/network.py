@@ -19,6 +19,7 @@ from library.dataset.own_dataset import OwnDataset
 from library.errors import UserError
 from library.families import family_class, writes_text
 from library.families.base import ModelFamily
+from library.layers.unet_blocks import keep_little
 from library.options.derived import (
     DEFAULT_NETWORK,
     caches_latents,
@@ -31,6 +32,7 @@ from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.recipes.run_record import recorded
 from library.training.caching import cache_latents, cache_text
+from library.training.compiling import check_compiler, compile_unet
 from library.training.deterministic import same_bits
 from library.training.flat_optimizer import FlatOptimizer, can_be_flat
 from library.training.gradients import flat_of
@@ -43,12 +45,10 @@ from library.training.optimizers import OptimizerSpec, build_optimizer, check_op
 from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
     build_accelerator,
-    check_compiler,
     checkpoint_function,
     choose_attention,
-    compile_unet,
     full_dtype,
-    store_in_fp8,
+    store_in_8_bits,
     weight_dtype,
 )
 from library.training.reports import TrainedPart, parts_table
@@ -102,7 +102,7 @@ def build_trainable(
     groups = trained_groups(network, options)
     parts = trained_parts(network, groups)
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
-    if hasattr(network, "flatten"):
+    if hasattr(network, "flatten") and not options.torch_compile:  # whose graphs have gradients of their own
         network.flatten([parameter for group in groups for parameter in group["params"]], family.dtype)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
     if (flat := flat_of(network)) and can_be_flat(optimizer):
@@ -187,10 +187,10 @@ def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -
     Where nothing changes its weights, they are read later, when and only if they are needed.
     """
     family = family_class(name)(options, device, weight_dtype(options))
-    if options.base_weights or options.fp8_base or options.fp8_base_unet:
+    if options.base_weights or options.fp8_base or options.fp8_base_unet or options.base_quantization:
         family.keep_weights()
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
-    store_in_fp8(family, options)
+    store_in_8_bits(family, options)
     return family
 
 
@@ -235,9 +235,12 @@ def cache_text_of(
         cache_text(datasets, family, accelerator)
 
 
-def prepare_unet(family: ModelFamily, options: TrainNetworkOptions) -> None:
-    """The U-Net and how it runs, with the network attached: its attention, with checkpoints, compiled."""
+def prepare_unet(family: ModelFamily, network: nn.Module, options: TrainNetworkOptions) -> None:
+    """The U-Net and how it runs, with the network attached: layers as the device likes them, checkpoints, compiled."""
     choose_attention(family.unet, options, family.device)
+    prepare_for_cpu(family, network, options)
+    if not options.torch_compile:  # a compiler decides itself what is made again
+        keep_little(family.unet)
     if options.gradient_checkpointing:
         family.enable_gradient_checkpointing(checkpoint_function(options))
     compile_unet(family.unet, options)

@@ -61,7 +61,7 @@ def encode_pictures(
 
 def encoded(dataset: TrainingDataset, vae: Vae, indices: list[int], pixels: Sequence[np.ndarray]) -> Tensor:
     """[B, C, h, w] of pictures, or [B, 2 C, h, w] with those of the mirrored ones behind; not waited for."""
-    images = model_input(np.stack(pixels), vae.device)
+    images = model_input(np.stack(pixels), vae.target.device)
     latents = vae.encode(images, noise_of_pictures(dataset.seed, indices, "upright"))
     if not flips(dataset, indices[0]):
         return latents

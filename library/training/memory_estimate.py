@@ -67,11 +67,13 @@ class LikeCuda(TorchFunctionMode):
         self._casts: list[Tensor] = []  # autocast keeps those of trained weights until it is left
 
     def __enter__(self) -> "LikeCuda":
-        self._asked, torch.is_autocast_enabled = torch.is_autocast_enabled, lambda *_: self.autocast is not None
+        self._asked = torch.is_autocast_enabled, torch.get_autocast_dtype
+        torch.is_autocast_enabled = lambda *_: self.autocast is not None
+        torch.get_autocast_dtype = lambda _: self.autocast or torch.bfloat16
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
-        torch.is_autocast_enabled = self._asked
+        torch.is_autocast_enabled, torch.get_autocast_dtype = self._asked
         super().__exit__(*raised)
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

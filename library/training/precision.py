@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from library.errors import UserError
 from library.families.base import Checkpoint, ModelFamily
 from library.layers.fp8 import hold_in_fp8
+from library.layers.int8 import hold_in_int8
 from library.options.derived import network_module
 from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
 
@@ -83,33 +84,15 @@ def choose_attention(unet: nn.Module, options: PrecisionOptions, device: torch.d
     unet.enable_xformers_memory_efficient_attention()
 
 
-def store_in_fp8(family: ModelFamily, options: PrecisionOptions) -> None:
-    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet."""
+def store_in_8_bits(family: ModelFamily, options: PrecisionOptions) -> None:
+    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet, or in int8."""
     if options.fp8_base or options.fp8_base_unet:
         hold_in_fp8(family.unet)
     if options.fp8_base and not options.fp8_base_unet:
         for text_encoder in family.text_encoders:
             hold_in_fp8(text_encoder)
-
-
-def check_compiler(options: PrecisionOptions, device: torch.device) -> None:
-    """Compile one addition, so that a backend or compiler that is not here is found before the model is loaded."""
-    if not options.torch_compile:
-        return
-    try:
-        torch.compile(lambda x: x + 1, backend=options.dynamo_backend)(torch.ones(2, device=device))
-    except Exception as error:
-        reason = " ".join(str(error).split()[:30])
-        raise UserError(
-            f"--torch_compile: --dynamo_backend {options.dynamo_backend} does not work here ({reason}); "
-            "try another one, or leave --torch_compile out"
-        ) from error
-
-
-def compile_unet(unet: nn.Module, options: PrecisionOptions) -> None:
-    """Have the U-Net compiled at its first call, with all that is attached to it by then."""
-    if options.torch_compile:
-        unet.compile(backend=options.dynamo_backend)
+    if options.base_quantization == "int8":
+        hold_in_int8(family.unet)
 
 
 def checkpoint_function(options: PrecisionOptions) -> Checkpoint | None:
