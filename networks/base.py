@@ -27,6 +27,7 @@ class Adapter(nn.Module):
     def __init__(self, target: AdapterTarget, module_dropout: float | None):
         super().__init__()
         self.part, self.block, self.other_name = target.part, target.block, target.other_name
+        self.input = target.input
         self.multiplier = 1.0
         self.module_dropout = module_dropout
         self._base = [target.layer]  # in a list, so that the frozen layer is not a child of the network
@@ -166,9 +167,9 @@ class AdapterNetwork(nn.Module):
         """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); a part with rate 0 is left out."""
         return param_groups(self.adapters(), text_encoder_lr, unet_lr, self.rules)
 
-    def flatten(self, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
-        """Keep the parameters that are trained in one buffer, where that can be; layers compute in `dtype`."""
-        self.flat = flat_weights(self.adapters(), parameters, dtype)
+    def flatten(self, groups: Sequence[dict], dtype: torch.dtype) -> None:
+        """Keep the parameters of optimizer groups in one buffer, where that can be; layers compute in `dtype`."""
+        self.flat = flat_weights(self.adapters(), groups, dtype)
 
     def save_weights(self, path: Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
         write_weights(Path(path), self.state_dict(), dtype, metadata)

@@ -5,6 +5,7 @@ The change of a weight W [out, in] is (alpha / rank) B A, with A [rank, in] rand
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +24,22 @@ from networks.lora_arguments import check_arguments as check_arguments
 from networks.lora_arguments import wants_convolutions as wants_convolutions
 from networks.lora_function import LoraFunction, hidden_of
 from networks.param_groups import LearningRateRules
+from networks.shared_input import SharedInput, share_input
 
 logger = logging.getLogger(__name__)
+
+
+class LoraNetwork(AdapterNetwork):
+    """LoRA on all targets; where weights are in one buffer, layers that read the same tensor compute together."""
+
+    def flatten(self, groups: Sequence[dict], dtype: torch.dtype) -> None:
+        super().flatten(groups, dtype)
+        beside: dict[tuple, list[LoraAdapter]] = {}
+        for adapter in self.adapters():
+            if adapter.input:
+                beside.setdefault((adapter.part, adapter.input), []).append(adapter)
+        for adapters in beside.values():
+            share_input(adapters)
 
 
 class LoraAdapter(Adapter):
@@ -54,6 +69,7 @@ class LoraAdapter(Adapter):
         self.register_buffer("alpha", torch.tensor(alpha))  # an integer stays one in the file
         self.scale = alpha / rank
         self.flat: tuple[Tensor, Tensor, GradientSink] | None = None  # A, B and their gradients in shared buffers
+        self.shared: SharedInput | None = None  # with the layers beside this one that read the same
 
     def refresh(self) -> None:
         """Follow an alpha that was loaded from a file."""
@@ -64,6 +80,8 @@ class LoraAdapter(Adapter):
             return super().forward(x)  # a compiler makes one function of the layer by itself
         if self.multiplier == 0 or self._is_dropped():
             return output_of(self.base, x)
+        if self.shared and self.training:
+            return self.shared.output(self, x)
         down, up, sink = self.lora_down.weight, self.lora_up.weight, None
         if self.flat is not None and self.training:
             down, up, sink = self.flat
@@ -152,7 +170,7 @@ def create_network(
         rank, alpha = (pointwise if is_pointwise(target.layer) else convolutions).of(target.block)
         return LoraAdapter(target, rank, alpha, **dropouts) if rank else None
 
-    return AdapterNetwork(build_adapters(targets, make), learning_rate_rules(given, weights))
+    return LoraNetwork(build_adapters(targets, make), learning_rate_rules(given, weights))
 
 
 def create_network_from_weights(
@@ -176,7 +194,7 @@ def create_network_from_weights(
         return LoraAdapter(target, ranks[target.name], alpha, **dropouts)
 
     rules = learning_rate_rules(given, blocks.block_lr_weights(given, layout))
-    network = AdapterNetwork(build_adapters(targets, make), rules)
+    network = LoraNetwork(build_adapters(targets, make), rules)
     network.take_weights(weights, path)
     return network
 

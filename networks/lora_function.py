@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from library.layers.flat import GradientSink
-from library.layers.frozen import input_gradient_of, output_of
+from library.layers.frozen import add_product, input_gradient_of, output_of, product_of
 
 Saved = tuple[Tensor, Tensor, Tensor, Tensor | None]  # x, A, B and the mask
 
@@ -48,7 +48,7 @@ class LoraFunction(torch.autograd.Function):
         hidden = masked(hidden, mask)
         ctx.save_for_backward(x, down, up, mask)
         if down.ndim == 2:
-            output.view(-1, output.shape[-1]).addmm_(rows_of(hidden), up.t(), alpha=scale)
+            add_product(output, rows_of(hidden), up, scale, product_of(layer))
             return output
         return output.add_(F.conv2d(hidden, up), alpha=scale)
 
@@ -72,11 +72,12 @@ def add_linear_gradients(ctx, saved: Saved, gradient: Tensor, to: tuple[Tensor, 
     x, down, up, mask = saved
     to_down, to_up, to_input = to
     hidden = rows_of(masked(hidden_of(x, down, ctx.layer), mask))
-    of_hidden = rows_of(masked(gradient @ up, mask))
+    product = product_of(ctx.layer)
+    of_hidden = rows_of(masked(product(gradient, up.t()), mask))
     to_up.addmm_(rows_of(gradient).t(), hidden, alpha=ctx.scale)
     to_down.addmm_(of_hidden.t(), rows_of(x), alpha=ctx.scale)
     if to_input is not None:
-        to_input.view(-1, x.shape[-1]).addmm_(of_hidden, down, alpha=ctx.scale)
+        add_product(to_input, of_hidden, down.t(), ctx.scale, product)
 
 
 def add_convolution_gradients(ctx, saved: Saved, gradient: Tensor, to: tuple[Tensor, Tensor, Tensor | None]) -> None:
@@ -106,7 +107,7 @@ def convolution_gradients(
 
 def hidden_of(x: Tensor, down: Tensor, layer: nn.Module) -> Tensor:
     """A(x): [..., rank] or [N, rank, h, w]."""
-    return F.linear(x, down) if down.ndim == 2 else F.conv2d(x, down, None, *geometry(layer))
+    return product_of(layer)(x, down) if down.ndim == 2 else F.conv2d(x, down, None, *geometry(layer))
 
 
 def geometry(layer: nn.Conv2d) -> tuple:

@@ -11,7 +11,7 @@ from library.families.base import AdapterTarget
 from library.layers.fp8 import hold_in_fp8
 from library.training.flat_optimizer import FlatOptimizer, can_be_flat
 from networks.base import AdapterNetwork
-from networks.lora import LoraAdapter
+from networks.lora import LoraAdapter, LoraNetwork
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 8), (2, 5, 12)),
@@ -59,7 +59,7 @@ def test_output_and_gradients_are_those_of_the_formula(kind, is_flat, in_fp8):
     network = AdapterNetwork({"layer": adapter})
     network.apply_to()
     if is_flat:
-        network.flatten(list(network.parameters()), torch.float32)
+        network.flatten([{"params": list(network.parameters())}], torch.float32)
     ours, theirs = (x.clone().requires_grad_() for _ in range(2))
     outputs = adapter.base(ours), plain(theirs)
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
@@ -110,7 +110,7 @@ def plain_optimizer(network: AdapterNetwork) -> torch.optim.AdamW:
 
 def flat_optimizer(network: AdapterNetwork) -> FlatOptimizer:
     optimizer = plain_optimizer(network)
-    network.flatten([p for group in optimizer.param_groups for p in group["params"]], torch.float32)
+    network.flatten(optimizer.param_groups, torch.float32)
     assert can_be_flat(optimizer)
     return FlatOptimizer(optimizer, network.flat)
 
@@ -177,7 +177,7 @@ def test_in_bf16_layers_compute_with_a_copy_and_fp32_gradients_add_up():
     layers = [nn.Linear(4, 4).bfloat16() for _ in range(3)]
     adapters = {f"lora_{i}": LoraAdapter(AdapterTarget(f"lora_{i}", x, "unet"), 2, 1) for i, x in enumerate(layers)}
     network = AdapterNetwork(adapters).train()
-    network.flatten(list(network.parameters()), torch.bfloat16)
+    network.flatten([{"params": list(network.parameters())}], torch.bfloat16)
     flat = network.flat
     with torch.no_grad():
         flat.values.add_(0.1)
@@ -188,3 +188,39 @@ def test_in_bf16_layers_compute_with_a_copy_and_fp32_gradients_add_up():
         flat.collect()
     assert torch.equal(flat.gradients, torch.full_like(flat.gradients, 1 + 2.0**-10))
     assert not flat.collected.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_read_the_same_compute_together_what_each_would_alone(dtype):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(64, 32, dtype=dtype) for name in ("q", "k", "v")}).requires_grad_(False)
+
+    def network_on(together: bool) -> AdapterNetwork:
+        made = {}
+        for name, layer in model.items():
+            target = AdapterTarget(f"lora_{name}", layer, "unet", input="attn1" if together else None)
+            made[target.name] = LoraAdapter(target, 4, 2)
+            made[target.name].load_state_dict(weights[name]) if name in weights else None
+            nn.init.normal_(made[target.name].lora_up.weight) if name not in weights else None
+            weights.setdefault(name, {k: v.clone() for k, v in made[target.name].state_dict().items()})
+        network = LoraNetwork(made).train()
+        network.apply_to()
+        network.flatten([{"params": list(network.parameters())}], dtype)
+        network.flat.refresh()
+        return network
+
+    weights: dict = {}
+    x, found = torch.randn(2, 5, 64).to(dtype), []
+    for together in (False, True):
+        network = network_on(together)
+        assert all((adapter.shared is not None) == together for adapter in network.adapters())
+        given = x.clone().requires_grad_()
+        for _ in range(2):  # accumulated
+            outputs = [layer(given) for layer in model.values()]
+            sum((output * (number + 1)).sum() for number, output in enumerate(outputs)).backward()
+        flat = network.flat
+        found.append([*outputs, given.grad, *(span.of(flat.collected).clone() for span in flat.spans)])
+        network.remove()
+    tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=2e-2, atol=0.5)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)

@@ -67,7 +67,7 @@ def real_step_bytes(options: TrainNetworkOptions, name: str) -> tuple[int, int]:
         for value in (latents, *conds.values()):
             memory.note(value)
         frozen = memory.now
-        network.flatten(list(network.parameters()), torch.float32)
+        network.flatten([{"params": list(network.parameters())}], torch.float32)
         prediction = family.predict(latents, torch.zeros(len(latents)), conds)
         F.mse_loss(prediction, latents).backward()
     return frozen, memory.peak - frozen - network.flat.num_bytes()
@@ -98,7 +98,7 @@ def test_a_step_on_a_gpu_allocates_what_was_estimated(tiny_sdxl_file, pictures, 
     found = estimate(options, "sdxl", size, captions_change=False)
     family = load_family(options, "sdxl", device)
     network = build_network(load_algorithm("networks.lora"), family, options, {}).to(device).train()
-    network.flatten(list(network.parameters()), family.dtype)
+    network.flatten([{"params": list(network.parameters())}], family.dtype)
     family.remember_text(["a picture"], lambda: None)
     conds = family.conds(empty_batch(4, size))
     prepare_unet(family, network, options)

@@ -61,6 +61,7 @@ class AdapterTarget:
     block: int | None = None  # its block among those of `layout`, numbered as kohya does; None outside of all blocks
     layout: BlockLayout | None = None  # the blocks of the model; None where it has no numbered ones
     other_name: str | None = None  # its prefix in files of other programs
+    input: str | None = None  # a name for what it reads, where other layers of its part read the same tensor beside it
 
 
 @dataclass(frozen=True)

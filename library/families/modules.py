@@ -54,6 +54,12 @@ def layers_inside(model: nn.Module, class_names: tuple[str, ...]) -> Iterator[tu
             yield f"{parent_path}.{name}", layer
 
 
+def shared_input(path: str) -> str | None:
+    """A name for what a layer reads that reads it together with others: queries, keys and values do in attention."""
+    match = re.fullmatch(r"(.+\.(?:attn1\.to_[qkv]|attn2\.to_[kv]|self_attn\.[qkv]_proj))", path)
+    return path.rpartition(".")[0] if match else None
+
+
 def transformer_position(name: str) -> tuple[int, int, int]:
     """Where a layer of a Transformer2DModel stands in a kohya file; its feed-forward comes before cross-attention."""
     match = re.match(r"transformer_blocks\.(\d+)\.(attn1|ff|attn2)\.", name)

@@ -17,7 +17,14 @@ from library.families.checkpoints import open_models
 from library.families.detect import inspect_checkpoint
 from library.families.kinds import SD_SCALE
 from library.families.kohya_view import view_of
-from library.families.modules import KOHYA_UNET_CLASSES, checkpoint_gradients, in_text_model, text_layers, unet_layers
+from library.families.modules import (
+    KOHYA_UNET_CLASSES,
+    checkpoint_gradients,
+    in_text_model,
+    shared_input,
+    text_layers,
+    unet_layers,
+)
 from library.families.text_memory import TextMemory
 from library.families.vae import Vae
 from library.options.groups import ModelOptions
@@ -148,9 +155,10 @@ class Sd:
 def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, conv: bool) -> Iterator[AdapterTarget]:
     """The layers that kohya's networks adapt, under its names and in its order: text encoder, then U-Net."""
     for path, layer in text_layers(text_encoder):
-        yield AdapterTarget(f"lora_te_{path}".replace(".", "_"), layer, "te")
+        yield AdapterTarget(f"lora_te_{path}".replace(".", "_"), layer, "te", input=shared_input(path))
     for path, layer in unet_layers(unet, conv):
-        yield AdapterTarget(f"lora_unet_{path}".replace(".", "_"), layer, "unet", unet_block(path), BLOCKS)
+        name, block = f"lora_unet_{path}".replace(".", "_"), unet_block(path)
+        yield AdapterTarget(name, layer, "unet", block, BLOCKS, input=shared_input(path))
 
 
 def kohya_views(text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> tuple[nn.Module, nn.Module]:

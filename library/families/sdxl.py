@@ -16,7 +16,14 @@ from library.families.detect import inspect_checkpoint
 from library.families.kinds import SDXL_SCALE
 from library.families.kohya_view import view_of
 from library.families.ldm_unet import ldm_paths
-from library.families.modules import KOHYA_UNET_CLASSES, checkpoint_gradients, in_text_model, text_layers, unet_layers
+from library.families.modules import (
+    KOHYA_UNET_CLASSES,
+    checkpoint_gradients,
+    in_text_model,
+    shared_input,
+    text_layers,
+    unet_layers,
+)
 from library.families.text_memory import TextMemory
 from library.families.vae import Vae
 from library.options.groups import ModelOptions
@@ -163,12 +170,14 @@ def sdxl_adapter_targets(
     """
     for number, text_encoder in enumerate(text_encoders, start=1):
         for path, layer in text_layers(text_encoder):
-            yield AdapterTarget(f"lora_te{number}_{path}".replace(".", "_"), layer, f"te{number}")
+            name = f"lora_te{number}_{path}".replace(".", "_")
+            yield AdapterTarget(name, layer, f"te{number}", input=shared_input(path))
     ldm_path = ldm_paths(unet)
     layers = [(ldm_path(path), path, layer) for path, layer in unet_layers(unet, conv)]
     for path, diffusers_path, layer in sorted(layers, key=lambda item: unet_position(item[0])):
         name, other = (f"lora_unet_{text}".replace(".", "_") for text in (path, diffusers_path))
-        yield AdapterTarget(name, layer, "unet", unet_position(path)[0], BLOCKS, other_name=other)
+        block = unet_position(path)[0]
+        yield AdapterTarget(name, layer, "unet", block, BLOCKS, other_name=other, input=shared_input(path))
 
 
 def unet_position(path: str) -> tuple[int, int]:

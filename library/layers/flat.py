@@ -46,7 +46,7 @@ class Span:
 
 
 class FlatWeights:
-    """Buffers for the parameters of adapters, in the order in which an optimizer has them."""
+    """Buffers for the parameters of adapters, in the order of `parameters`."""
 
     def __init__(self, adapters: Sequence, parameters: Sequence[nn.Parameter], dtype: torch.dtype):
         starts = [0, *accumulate(padded(parameter) for parameter in parameters)]
@@ -100,14 +100,30 @@ def padded(parameter: nn.Parameter) -> int:
     return -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
 
 
-def flat_weights(adapters: Iterable, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> FlatWeights | None:
-    """The parameters that are trained in buffers, for layers that compute in `dtype`; None where that cannot be."""
-    trained = {id(parameter) for parameter in parameters}
-    flat, able = set(), []
+def flat_weights(adapters: Iterable, groups: Sequence[dict], dtype: torch.dtype) -> FlatWeights | None:
+    """The parameters of optimizer groups in buffers, for layers that compute in `dtype`; None where that cannot be.
+
+    In each group those that read a layer's input come first, so that the ones of neighbours are one matrix.
+    """
+    side = {}  # by parameter
+    able = []
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
     for adapter in adapters:
-        own = {id(parameter) for parameter in adapter.flat_parameters()}
-        if own and own <= trained:
-            flat |= own
+        own = [id(parameter) for parameter in adapter.flat_parameters()]
+        if own and trained.issuperset(own):
             able.append(adapter)
+            side |= {parameter: number for number, parameter in enumerate(own)}
+    parameters = [p for group in groups for p in sorted(group["params"], key=lambda p: side.get(id(p), 0))]
     is_uniform = len({(parameter.dtype, parameter.device) for parameter in parameters}) == 1
-    return FlatWeights(able, parameters, dtype) if flat == trained and is_uniform else None
+    return FlatWeights(able, parameters, dtype) if side.keys() == trained and is_uniform else None
+
+
+def joined(matrices: Sequence[Tensor]) -> Tensor | None:
+    """Matrices of one shape that lie one behind the other, as one [sum of rows, columns]; None where they do not."""
+    first, size = matrices[0], matrices[0].numel()
+    places = [matrix.data_ptr() - first.data_ptr() for matrix in matrices]
+    if {matrix.shape for matrix in matrices} != {first.shape} or size % ALIGNMENT:
+        return None
+    if places != [number * size * first.element_size() for number in range(len(matrices))]:
+        return None
+    return first.as_strided((len(matrices) * len(first), first.shape[1]), (first.shape[1], 1))

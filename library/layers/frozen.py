@@ -4,13 +4,19 @@ So a layer may hold its weights in any form: as they are, in 8 bits, ordered as 
 the two functions at the end of this file and need not know which.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Product = Callable[[Tensor, Tensor], Tensor]
+
 
 class FrozenLayer(nn.Module):
     """A Linear or Conv2d with weights in a form of its own; a subclass is also one of these two."""
+
+    product = staticmethod(F.linear)  # x weight^T, in the way that is fastest where the layer is
 
     def output(self, x: Tensor) -> Tensor:
         """What the layer makes of x, with its bias, in new memory."""
@@ -60,3 +66,24 @@ def input_gradient_of(layer: nn.Module, gradient: Tensor, shape: torch.Size) -> 
     return nn.grad.conv2d_input(
         shape, layer.weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
     )
+
+
+def add_input_gradient_of(layer: nn.Module, gradient: Tensor, to: Tensor) -> None:
+    """Add the gradient of a Linear layer's input to a tensor of its shape."""
+    if isinstance(layer, FrozenLayer):
+        to.add_(layer.input_gradient(gradient, to.shape))
+    else:
+        to.view(-1, to.shape[-1]).addmm_(gradient.reshape(-1, gradient.shape[-1]), layer.weight)
+
+
+def product_of(layer: nn.Module) -> Product:
+    """How products of matrices beside a layer are best computed: x weight^T of the two."""
+    return layer.product if isinstance(layer, FrozenLayer) else F.linear
+
+
+def add_product(to: Tensor, x: Tensor, weight: Tensor, scale: float, product: Product) -> None:
+    """Add scale x weight^T [rows, out] to `to`, whose last dimension is `out`."""
+    if product is F.linear:
+        to.view(-1, to.shape[-1]).addmm_(x, weight.t(), alpha=scale)
+    else:
+        to.view(-1, to.shape[-1]).add_(product(x, weight), alpha=scale)

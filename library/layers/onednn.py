@@ -97,6 +97,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(FrozenLayer, nn.Linear):
+    product = staticmethod(linear)
+
     def output(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 

@@ -56,7 +56,7 @@ def estimate(
         network.to(META, full_dtype(options)).train()
         groups = trained_groups(network, options)
         parameters = [parameter for group in groups for parameter in group["params"]]
-        held = flattened(network, parameters, family.dtype, options)
+        held = flattened(network, groups, family.dtype, options)
         family.trains_text_encoder = any(part.learning_rates for part in trained_parts(network, groups)[:-1])
         batch = empty_batch(options.train_batch_size, size_wh)
         latents = family.vae.encode(batch.images)
@@ -94,16 +94,14 @@ class Held(NamedTuple):
     training: int
 
 
-def flattened(
-    network: nn.Module, parameters: list[nn.Parameter], dtype: torch.dtype, options: TrainNetworkOptions
-) -> Held:
+def flattened(network: nn.Module, groups: list[dict], dtype: torch.dtype, options: TrainNetworkOptions) -> Held:
     """Put the network into one buffer, as training does where that can be."""
     if hasattr(network, "flatten") and not options.torch_compile:
-        network.flatten(parameters, dtype)
+        network.flatten(groups, dtype)
     if flat := flat_of(network):
         held = flat.num_bytes()
         return Held(held, held)
-    weights = sum(parameter.nbytes for parameter in parameters)
+    weights = sum(parameter.nbytes for group in groups for parameter in group["params"])
     return Held(weights, 2 * weights)
 
 

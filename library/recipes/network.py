@@ -103,7 +103,7 @@ def build_trainable(
     parts = trained_parts(network, groups)
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
     if hasattr(network, "flatten") and not options.torch_compile:  # whose graphs have gradients of their own
-        network.flatten([parameter for group in groups for parameter in group["params"]], family.dtype)
+        network.flatten(groups, family.dtype)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
     if (flat := flat_of(network)) and can_be_flat(optimizer):
         optimizer = FlatOptimizer(optimizer, flat)
