@@ -163,7 +163,8 @@ class ExternalNetwork(nn.Module):
             )
         self.network.set_multiplier(multiplier)
 
-    def limit_norms(self, max_norm: float) -> ReportedNorms:
+    def limit_norms(self, max_norm: float, wanted: Tensor | bool = True) -> ReportedNorms:
+        """Called after steps that were taken alone: those of other projects' networks the host knows of."""
         device = next(self.parameters()).device
         return ReportedNorms(*self.network.apply_max_norm_regularization(max_norm, device))
 

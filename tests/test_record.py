@@ -120,7 +120,7 @@ def test_the_record_of_a_killed_run_tells_its_last_save(project, monkeypatch):
     finish_step = NetworkRecipe.step_finished
     monkeypatch.setattr(NetworkRecipe, "step_finished", kill_at_the_third)
     with pytest.raises(Killed):
-        train(["--config_file", "lora.toml", "--save_every_n_steps", "2"])
+        train(["--config_file", "lora.toml", "--save_every_n_steps", "2", "--save_state"])
     record = read_record(project / "out" / "猫-run.json")
     assert (record["outcome"], record["progress"]["steps"]) == ("running", [2, 3])
     assert record["seconds_a_step"]["counted"] == 1

@@ -73,17 +73,17 @@ SLOW = VARIANTS.keys() - OFTEN - {"epoch end", "accumulation", "workers", "dropo
 @contextmanager
 def ctrl_c_in_batch(number: int, sign: signal.Signals = signal.SIGINT) -> Iterator[None]:
     """The signal comes while the run computes its batch of this number."""
-    loss, count = NetworkRecipe.loss, 0
+    backward, count = NetworkRecipe.backward, 0
 
-    def counted_loss(self, batch):
+    def counted(self, batch, accumulation):
         nonlocal count
         count += 1
         if count == number:
             signal.raise_signal(sign)
-        return loss(self, batch)
+        return backward(self, batch, accumulation)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NetworkRecipe, "loss", counted_loss)
+        patch.setattr(NetworkRecipe, "backward", counted)
         yield
 
 
@@ -362,7 +362,7 @@ def test_sigterm_and_a_stop_file_stop_a_run_and_an_old_file_does_not(tiny_folder
         train(tiny.arguments(tiny_folder, pictures, output))
     assert "STOP was there before this run began, and was removed" in capsys.readouterr().err
 
-    def leave_file(recipe: NetworkRecipe) -> None:
+    def leave_file(recipe: NetworkRecipe, taken: bool) -> None:
         (output / "STOP.txt").touch()
 
     with pytest.MonkeyPatch.context() as patch:

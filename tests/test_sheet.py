@@ -38,16 +38,15 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 CHINESE = "一个穿着红色连衣裙的女孩，站在樱花树下，微笑着看向镜头"
 
-# Python that refuses to import what training needs
+# fails where what training needs was imported
 NO_MODELS = """
 import sys
-class Heavy:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "diffusers", "transformers", "accelerate"):
-            raise RuntimeError(f"{name} was imported to show a dataset")
-sys.meta_path.insert(0, Heavy())
 import train_network
-train_network.run_script(train_network.train)
+try:
+    train_network.run_script(train_network.train)
+finally:
+    found = {"torch", "diffusers", "transformers", "accelerate"} & sys.modules.keys()
+    assert not found, f"{found} were imported to show a dataset"
 """
 
 

@@ -205,7 +205,7 @@ def test_the_scaler_of_fp16_looking_for_its_scale_is_no_divergence():
         taken.append(step(weight, optimizer, accelerator, (weight * 3).square().sum()))
         if not taken[-1]:
             skipped.skipped(number, lambda: None, loss_is_finite=True)
-    assert taken[0] is False and taken[-1] is True and skipped.total == 0
+    assert taken[0] is False and taken[-1] is True and skipped.count.total == 0
     with pytest.raises(Diverged):
         skipped.skipped(6, lambda: None, loss_is_finite=False)
 
@@ -257,11 +257,11 @@ def test_a_rate_that_is_too_high_is_named_and_files_saved_before_stay_whole(
 ):
     taken = []
 
-    def overflow(recipe: NetworkRecipe) -> None:
+    def overflow(recipe: NetworkRecipe, _: torch.Tensor | bool) -> None:
         taken.append(recipe)
         if len(taken) == 4:
             with torch.no_grad():
-                recipe.parameters()[0].fill_(float("inf"))
+                next(recipe.network.parameters()).fill_(float("inf"))
 
     if spoils == "weights":  # as an optimizer does whose own numbers overflow
         monkeypatch.setattr(NetworkRecipe, "weights_updated", overflow)

@@ -24,17 +24,19 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the norm, from th
 def compute_with_onednn(model: nn.Module) -> None:
     """Have the frozen Linear layers and convolutions of a model on the CPU computed so, where it works here.
 
-    Layers whose `forward` is replaced stay as they are: take adapters off before, and put them back behind it.
+    Layers whose `forward` or weight somebody replaced stay as they are: take adapters off before, and put them back
+    behind it.
     """
-    dtypes = {layer.weight.dtype for layer in model.modules() if type(layer) in KINDS}
+    layers = [layer for layer in model.modules() if type(layer) in KINDS and hasattr(layer, "weight")]
+    dtypes = {layer.weight.dtype for layer in layers}
     for dtype in dtypes & TOLERANCES.keys():
         with torch.random.fork_rng(devices=[]):
             problem = check(dtype)
         if problem:
             logger.warning("frozen layers are computed as PyTorch does, which is slower: %s", problem)
             return
-    for layer in model.modules():
-        if type(layer) in KINDS and "forward" not in vars(layer) and layer.weight.dtype in TOLERANCES:
+    for layer in layers:
+        if "forward" not in vars(layer) and layer.weight.dtype in TOLERANCES:
             convert(layer)
 
 

@@ -137,6 +137,11 @@ def tokens_of(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def is_usual_convolution(conv: nn.Conv2d) -> bool:
+    """Others' networks may have taken its weight."""
+    return hasattr(conv, "weight") and not conv.weight.requires_grad and conv.padding_mode == "zeros"
+
+
 def is_usual_norm(norm: nn.Module | None) -> bool:
     known = type(norm) in (nn.GroupNorm, nn.LayerNorm)
     return known and norm.weight is not None and norm.bias is not None and not norm.weight.requires_grad
@@ -177,7 +182,7 @@ def is_usual_block(block: attention.BasicTransformerBlock) -> bool:
 
 
 BLOCKS = {  # class -> whether one is of the form that ours is written for, and ours
-    nn.Conv2d: (lambda conv: not conv.weight.requires_grad and conv.padding_mode == "zeros", Conv2d),
+    nn.Conv2d: (is_usual_convolution, Conv2d),
     resnet.ResnetBlock2D: (is_usual_resnet, ResnetBlock2D),
     transformers.Transformer2DModel: (is_usual_transformer, Transformer2DModel),
     attention.BasicTransformerBlock: (is_usual_block, BasicTransformerBlock),

@@ -85,48 +85,48 @@ def run(
     skipped = SkippedSteps(options, accelerator, state.skipped)
     outcomes = Outcomes(recipe, skipped, bar, accelerator, state)
     state.settle = outcomes.settle
-    while True:
-        sampler.set_epoch(state.epoch)
-        batches.start = state.batch
-        of_step: list[Batch] = []
-        losses: list[HostCopy] = []
-        for batch in batches_of(loader) if state.step < plan.max_train_steps else ():
-            recipe.training_mode()
-            if not of_step:
-                gradients.begin()
-            with memory_for_step(batch, state.step + 1, options):
-                loss = recipe.backward(batch.to(accelerator.device), plan.accumulation)
-                gradients.collect()
-            state.batch += 1
-            of_step.append(batch)
-            losses.append(HostCopy(accelerator.reduce(loss, "mean")))
-            if state.batch % plan.accumulation and state.batch < plan.batches_per_epoch:
-                continue
-            with memory_for_step(batch, state.step + 1, options):
-                taken = update(gradients, optimizer, scheduler, accelerator, options.max_grad_norm)
-            recipe.weights_updated(taken)
-            state.step += 1
-            bar.update()
-            outcomes.add(state.step, of_step, losses, taken)
-            of_step, losses = [], []
-            recipe.step_finished(state)
-            if validation and validation.due_at_step(state.step):
-                validate(recipe, validation, state, accelerator, "step", state.step)
-            if state.step >= plan.max_train_steps:
+    with bar:
+        while True:
+            sampler.set_epoch(state.epoch)
+            batches.start = state.batch
+            of_step: list[Batch] = []
+            losses: list[HostCopy] = []
+            for batch in batches_of(loader) if state.step < plan.max_train_steps else ():
+                recipe.training_mode()
+                if not of_step:
+                    gradients.begin()
+                with memory_for_step(batch, state.step + 1, options):
+                    loss = recipe.backward(batch.to(accelerator.device), plan.accumulation)
+                    gradients.collect()
+                state.batch += 1
+                of_step.append(batch)
+                losses.append(HostCopy(accelerator.reduce(loss, "mean")))
+                if state.batch % plan.accumulation and state.batch < plan.batches_per_epoch:
+                    continue
+                with memory_for_step(batch, state.step + 1, options):
+                    taken = update(gradients, optimizer, scheduler, accelerator, options.max_grad_norm)
+                recipe.weights_updated(taken)
+                state.step += 1
+                bar.update()
+                outcomes.add(state.step, of_step, losses, taken)
+                of_step, losses = [], []
+                recipe.step_finished(state)
+                if validation and validation.due_at_step(state.step):
+                    validate(recipe, validation, state, accelerator, "step", state.step)
+                if state.step >= plan.max_train_steps:
+                    break
+                if stop and (cause := stop.asked()):
+                    bar.close()
+                    recipe.stop(state, cause)
+            outcomes.settle()
+            accelerator.log({"loss/epoch_average": state.losses.average or 0.0}, step=state.epoch)
+            if validation and validation.due_at_epoch(state.epoch):
+                validate(recipe, validation, state, accelerator, "epoch", state.epoch)
+            state.epoch_finished = True
+            recipe.epoch_finished(state)
+            if state.step >= plan.max_train_steps:  # the place stays, for a longer run to go on from
                 break
-            if stop and (cause := stop.asked()):
-                bar.close()
-                recipe.stop(state, cause)
-        outcomes.settle()
-        accelerator.log({"loss/epoch_average": state.losses.average or 0.0}, step=state.epoch)
-        if validation and validation.due_at_epoch(state.epoch):
-            validate(recipe, validation, state, accelerator, "epoch", state.epoch)
-        state.epoch_finished = True
-        recipe.epoch_finished(state)
-        if state.step >= plan.max_train_steps:  # the place stays, for a longer run to go on from
-            break
-        state.epoch, state.batch, state.epoch_finished = state.epoch + 1, 0, False
-    bar.close()
+            state.epoch, state.batch, state.epoch_finished = state.epoch + 1, 0, False
     skipped.report()
     return state
 
