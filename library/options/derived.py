@@ -66,6 +66,13 @@ def chooses_own_rate(options: Any) -> bool:
     return is_schedule_free(name)
 
 
+def has_dropout(options: Any) -> bool:
+    """Whether the network draws random numbers in a forward pass, as far as its arguments tell."""
+    names = ("dropout", "rank_dropout", "module_dropout")
+    given = network_arguments(options)
+    return bool(options.network_dropout) or any(given.get(name, "0") not in ("0", "0.0", "None") for name in names)
+
+
 def network_module(options: Any) -> str:
     """The module of the network to train."""
     return options.network_module or DEFAULT_NETWORK

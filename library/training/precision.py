@@ -15,7 +15,7 @@ from library.errors import UserError
 from library.families.base import Checkpoint, ModelFamily
 from library.layers.fp8 import hold_in_fp8
 from library.layers.int8 import hold_in_int8
-from library.options.derived import network_module
+from library.options.derived import has_dropout, network_module
 from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,17 @@ def store_in_8_bits(family: ModelFamily, options: PrecisionOptions) -> None:
         hold_in_int8(family.unet)
 
 
-def checkpoint_function(options: PrecisionOptions) -> Checkpoint | None:
-    """How --gradient_checkpointing runs a block; None is the family's usual way."""
-    return checkpoint_in_main_memory if options.cpu_offload_checkpointing else None
+def checkpoint_function(options: TrainNetworkOptions) -> Checkpoint | None:
+    """How --gradient_checkpointing runs a block; None is the family's usual way, which also repeats random numbers."""
+    if options.cpu_offload_checkpointing:
+        return checkpoint_in_main_memory
+    draws = has_dropout(options) or not network_module(options).startswith("networks.")
+    return None if draws else checkpoint_without_randomness
+
+
+def checkpoint_without_randomness(block: nn.Module, *inputs: Any) -> Any:
+    """Run a block that draws nothing; to note the state of a GPU's generator takes time, and no graph can hold it."""
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def checkpoint_in_main_memory(block: nn.Module, *inputs: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from library.errors import first_line
 from library.families.base import ModelFamily
 from library.layers.flat import FlatWeights
+from library.options.derived import has_dropout
 from library.options.groups import TrainNetworkOptions
 from library.training.denoising import Question
 
@@ -123,9 +124,3 @@ def why_not_captured(
     if found:
         logger.warning("--cuda_graphs is not used, because %s", found)
     return found
-
-
-def has_dropout(options: TrainNetworkOptions) -> bool:
-    names = "dropout", "rank_dropout", "module_dropout"
-    arguments = dict(argument.partition("=")[::2] for argument in options.network_args or [])
-    return bool(options.network_dropout) or any(name in arguments for name in names)
