@@ -59,7 +59,8 @@ class LoraFunction(torch.autograd.Function):
         if sink is None:
             to_down, to_up = torch.zeros_like(down), torch.zeros_like(up)
         else:
-            to_down, to_up, sink.was_used = sink.down, sink.up, True
+            to_down, to_up = sink.down, sink.up
+            sink.mark()
         input_gradient = input_gradient_of(ctx.layer, gradient, x.shape) if ctx.needs_input_grad[0] else None
         add = add_linear_gradients if down.ndim == 2 else add_convolution_gradients
         add(ctx, saved, gradient, (to_down, to_up, input_gradient))

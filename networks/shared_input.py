@@ -35,10 +35,10 @@ class Lora(Protocol):
 
 
 def share_input(adapters: Sequence[Lora]) -> None:
-    """Have adapters compute together, if they can: plain ones of one rank and scale, all in the buffers."""
+    """Have adapters compute together, if they can: plain ones of one rank, all in the buffers."""
     flat = [adapter.flat for adapter in adapters]
     are_plain = all(adapter.flat and not (adapter.dropout or adapter.rank_dropout) for adapter in adapters)
-    if len(adapters) < 2 or not are_plain or len({adapter.scale for adapter in adapters}) > 1:
+    if len(adapters) < 2 or not are_plain:
         return
     downs, gradients = joined([down for down, _, _ in flat]), joined([sink.down for _, _, sink in flat])
     if downs is None or gradients is None:
@@ -78,11 +78,11 @@ class SharedInputFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, anchor: Tensor, shared: SharedInput) -> tuple[Tensor, ...]:
         ctx.shared = shared
+        ctx.scales = [adapter.scale * adapter.multiplier for adapter in shared.adapters]
         ctx.save_for_backward(x)
         outputs = []
-        for adapter, hidden in zip(shared.adapters, hidden_of_each(x, shared), strict=True):
+        for adapter, scale, hidden in zip(shared.adapters, ctx.scales, hidden_of_each(x, shared), strict=True):
             output = output_of(adapter.base, x)
-            scale = adapter.scale * adapter.multiplier
             add_product(output, hidden, adapter.flat[1], scale, shared.product)
             outputs.append(output)
         return tuple(outputs)
@@ -90,22 +90,23 @@ class SharedInputFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (x,), shared = ctx.saved_tensors, ctx.shared
-        scale = shared.adapters[0].scale * shared.adapters[0].multiplier
-        of_hidden = x.new_empty(x.numel() // x.shape[-1], len(shared.downs))  # [rows, n rank]
+        of_hidden = x.new_empty(x.numel() // x.shape[-1], len(shared.downs))  # [rows, n rank], scaled
         hidden, parts = hidden_of_each(x, shared), of_hidden.chunk(len(shared.adapters), dim=1)
-        for adapter, gradient, own_hidden, part in zip(shared.adapters, gradients, hidden, parts, strict=True):
+        for adapter, scale, gradient, own_hidden, part in zip(
+            shared.adapters, ctx.scales, gradients, hidden, parts, strict=True
+        ):
             _, up, sink = adapter.flat
-            part.copy_(shared.product(rows_of(gradient), up.t()))
+            torch.mul(shared.product(rows_of(gradient), up.t()), scale, out=part)
             sink.up.addmm_(rows_of(gradient).t(), own_hidden, alpha=scale)
-            sink.was_used = True
-        shared.down_gradients.addmm_(of_hidden.t(), rows_of(x), alpha=scale)
+            sink.mark()
+        shared.down_gradients.addmm_(of_hidden.t(), rows_of(x))
         if not ctx.needs_input_grad[0]:
             return None, None, None
         layers = [adapter.base for adapter in shared.adapters]
         of_input = input_gradient_of(layers[0], gradients[0], x.shape)
         for layer, gradient in zip(layers[1:], gradients[1:], strict=True):
             add_input_gradient_of(layer, gradient, of_input)
-        add_product(of_input, of_hidden, shared.downs.t(), scale, shared.product)
+        add_product(of_input, of_hidden, shared.downs.t(), 1.0, shared.product)
         return of_input, None, None
 
 

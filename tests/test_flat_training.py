@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from library.families.base import AdapterTarget
 from library.layers.fp8 import hold_in_fp8
+from library.layers.onednn import compute_with_onednn
 from library.training.flat_optimizer import FlatOptimizer, can_be_flat
 from networks.base import AdapterNetwork
 from networks.lora import LoraAdapter, LoraNetwork
@@ -111,7 +112,7 @@ def plain_optimizer(network: AdapterNetwork) -> torch.optim.AdamW:
 def flat_optimizer(network: AdapterNetwork) -> FlatOptimizer:
     optimizer = plain_optimizer(network)
     network.flatten(optimizer.param_groups, torch.float32)
-    assert can_be_flat(optimizer)
+    assert can_be_flat(optimizer, torch.device("cpu"))
     return FlatOptimizer(optimizer, network.flat)
 
 
@@ -224,3 +225,34 @@ def test_layers_that_read_the_same_compute_together_what_each_would_alone(dtype)
     tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=2e-2, atol=0.5)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1.0])
+def test_weights_in_bf16_take_a_step(max_norm):
+    """As with --full_bf16, where no number has more than 3 digits."""
+    adapter, x = adapter_of("linear")
+    adapter.base.bfloat16()
+    network = LoraNetwork({"layer": adapter}).bfloat16()
+    network.apply_to()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    network.flatten(optimizer.param_groups, torch.bfloat16)
+    flat = FlatOptimizer(optimizer, network.flat)
+    before = network.flat.values.clone()
+    adapter.base(x.bfloat16()).float().square().sum().backward()
+    assert flat.step_if_finite(max_norm)
+    assert not torch.equal(network.flat.values, before)
+
+
+@pytest.mark.parametrize("form", [compute_with_onednn, hold_in_fp8])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_dropped_layer_passes_the_gradient_of_its_frozen_weights_on(kind, form):
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    model = nn.Sequential(make().requires_grad_(False))
+    form(model)
+    ours, alone = (torch.ones(shape, requires_grad=True) for _ in range(2))
+    model(alone).square().sum().backward()
+    target = AdapterTarget("lora_unet_layer", model[0], "unet")
+    LoraAdapter(target, 3, 2, module_dropout=1.0).train().attach()
+    model(ours).square().sum().backward()
+    assert torch.equal(ours.grad, alone.grad)

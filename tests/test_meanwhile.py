@@ -36,7 +36,7 @@ def test_weights_that_are_no_numbers_are_not_written(tmp_path):
     for weight, is_whole in ((1.0, True), (1e6, False), (float("nan"), False)):
         weights = copies.take({"a": torch.tensor([weight])}, torch.float16)
         path = tmp_path / f"{weight}.safetensors"
-        assert write_copies(path, copies, weights, {}) is is_whole and path.exists() is is_whole
+        assert write_copies(path, copies, weights, dict) is is_whole and path.exists() is is_whole
 
 
 def test_what_follows_waits_until_it_is_asked_for_and_the_next_work_for_both():

@@ -29,6 +29,10 @@ class Part:
         self._device: torch.device | None = None  # that it was last asked for on, until it is released
         self._check(what)
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._device is not None
+
     def loaded(self, target: Target) -> nn.Module:
         """The model with its weights, on the device of the target."""
         if self._device != target.device:

@@ -105,7 +105,7 @@ class Sd:
         if self.options.weighted_captions:
             ids, weights = clip.tokenize_weighted(self.tokenizer, captions, self.num_chunks)
             hidden = self._hidden_states(ids)
-            return hidden * weights.to(hidden)
+            return hidden * weights.to(hidden, non_blocking=True)
         return self._hidden_states(clip.tokenize(self.tokenizer, captions, self.num_chunks))
 
     def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
@@ -124,7 +124,7 @@ class Sd:
 
     def _hidden_states(self, ids: Tensor) -> Tensor:
         with self._memory.encoders_at_work():
-            return clip.encode(self.text_encoder, ids.to(self.device), self.options.clip_skip)
+            return clip.encode(self.text_encoder, ids.to(self.device, non_blocking=True), self.options.clip_skip)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds) -> Tensor:
         return self.unet(noisy.to(self.dtype), timesteps, conds["hidden"].to(self.dtype), return_dict=False)[0]

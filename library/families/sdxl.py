@@ -105,13 +105,16 @@ class Sdxl:
     def _weighted(self, texts: list[str], num_chunks: int, weigh: Callable[[Tensor, Tensor], Tensor]) -> Conds:
         """The conditioning of texts with weights, which `weigh` applies to the hidden states of each encoder."""
         pairs = [clip.tokenize_weighted(tokenizer, texts, num_chunks) for tokenizer in self.tokenizers]
-        return self._conds([ids for ids, _ in pairs], lambda number, hidden: weigh(hidden, pairs[number][1].to(hidden)))
+        return self._conds(
+            [ids for ids, _ in pairs],
+            lambda number, hidden: weigh(hidden, pairs[number][1].to(hidden, non_blocking=True)),
+        )
 
     def _conds(self, ids: list[Tensor], change: Callable[[int, Tensor], Tensor] = lambda _, hidden: hidden) -> Conds:
         """The conditioning of each encoder's token ids [B, n, 77], with a change of its hidden states."""
         with self._memory.encoders_at_work():
             states = [
-                clip.encode_penultimate(encoder, of_one.to(self.device))
+                clip.encode_penultimate(encoder, of_one.to(self.device, non_blocking=True))
                 for encoder, of_one in zip(self.text_encoders, ids, strict=True)
             ]
         hidden = [change(number, state) for number, (state, _) in enumerate(states)]

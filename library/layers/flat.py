@@ -6,7 +6,7 @@ the parameters, both are the same memory.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -22,6 +22,13 @@ class GradientSink:
     down: Tensor
     up: Tensor
     was_used: bool = False  # whether a backward pass ever came by
+    first_uses: list["GradientSink"] = field(default_factory=list, repr=False)  # those of all layers, as they come
+
+    def mark(self) -> None:
+        """A backward pass comes by."""
+        if not self.was_used:
+            self.was_used = True
+            self.first_uses.append(self)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class FlatWeights:
         self.is_one_dtype = first.dtype == dtype
         self.computed = self.values if self.is_one_dtype else torch.zeros_like(self.values, dtype=dtype)
         self.collected = self.gradients if self.is_one_dtype else torch.zeros_like(self.computed)
+        self.first_uses: list[GradientSink] = []  # grows where a layer has its first gradients
         start_of = dict(zip(map(id, parameters), starts, strict=False))
         spans = [span for adapter in adapters for span in self._taken(adapter, start_of)]
         self.spans = sorted(spans, key=lambda span: span.start)
@@ -68,6 +76,7 @@ class FlatWeights:
             for buffer in (self.computed, self.collected)
         )
         sink = adapter.use_flat(computed, collected)
+        sink.first_uses = self.first_uses
         spans = [Span(parameter, start, sink) for parameter, start in places]
         for span in spans:
             view = span.of(self.values)

@@ -24,7 +24,8 @@ def keep_little(unet: nn.Module) -> None:
         is_usual, ours = BLOCKS.get(type(module), (None, None))
         if ours and is_usual(module):
             module.__class__ = ours
-    if is_usual_norm(unet.conv_norm_out) and isinstance(unet.conv_act, nn.SiLU):
+    last = unet.conv_norm_out
+    if is_usual_norm(last) and not is_adapted(last) and isinstance(unet.conv_act, nn.SiLU):
         unet.conv_norm_out.__class__, unet.conv_act = GroupNormSilu, nn.Identity()
 
 

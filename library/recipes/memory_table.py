@@ -49,8 +49,10 @@ def estimate(
     """The memory of training batches of this size; where captions change, frozen text encoders stay on the device."""
     autocast = weight_dtype(options) if needs_autocast(options) else None
     options = replace(options, xformers=False)  # whose memory is that of PyTorch's own attention
+    family = load_family(options, family_name, META)  # its parts have no memory until they are read
     with LiveBytes() as memory, LikeCuda(autocast):
-        family = load_family(options, family_name, META)
+        for model in family.parts.in_memory():
+            memory.note_all(model)
         arguments = network_arguments(options)
         network = build_network(load_algorithm(network_module(options)), family, options, arguments)
         network.to(META, full_dtype(options)).train()

@@ -105,7 +105,7 @@ def build_trainable(
     if hasattr(network, "flatten") and not options.torch_compile:  # whose graphs have gradients of their own
         network.flatten(groups, family.dtype)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
-    if (flat := flat_of(network)) and can_be_flat(optimizer):
+    if (flat := flat_of(network)) and can_be_flat(optimizer, accelerator.device):
         optimizer = FlatOptimizer(optimizer, flat)
     scheduler = build_scheduler(options, optimizer, spec, checked.plan.max_train_steps)
     return Trainable(family, network, groups, parts, optimizer, spec, optimizer_name, scheduler)

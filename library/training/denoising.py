@@ -204,11 +204,11 @@ def question_of(
     noisy = objective.add_noise(latents, perturbed_noise(noise, options, randomness), timesteps)
     target = objective.target(latents, noise, timesteps)
     if rows := batch.preserved_rows:
+        index = torch.tensor(rows).to(target.device, non_blocking=True)
+        here = {name: value.index_select(0, index) for name, value in conds.items()}
         with torch.no_grad(), network_off():
-            preserved = family.predict(
-                noisy[rows], timesteps[rows], {name: value[rows] for name, value in conds.items()}
-            )
-        target = target.index_copy(0, torch.tensor(rows, device=target.device), preserved.to(target.dtype))
+            preserved = family.predict(noisy.index_select(0, index), timesteps.index_select(0, index), here)
+        target = target.index_copy(0, index, preserved.to(target.dtype))
     return Question(
         noisy,
         timesteps,

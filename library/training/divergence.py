@@ -29,8 +29,8 @@ def step_if_finite(
 
     A skipped step leaves weights and optimizer as they are to the bit. A `FlatOptimizer` decides on the device, and so
     the answer is there. For others the host waits for the norm of all gradients, and does not call them; it is the
-    mean over processes and the same in each, so they decide alike. In fp16 the scaler does the same by itself, and
-    lowers its scale.
+    mean over processes and the same in each, so they decide alike. In fp16 the scaler does the same by itself,
+    waits too, and lowers its scale.
     """
     if accelerator.scaler is None and isinstance(optimizer.optimizer, FlatOptimizer):
         return optimizer.optimizer.step_if_finite(max_norm)

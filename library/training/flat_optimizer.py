@@ -18,8 +18,13 @@ FUSED = (AdamW, Adam)  # their one-kernel forms also clip, and skip a step, with
 OWN_WAYS = ("foreach", "fused", "capturable", "differentiable")  # where the user says how, that is how
 
 
-def can_be_flat(optimizer: Optimizer) -> bool:
-    return type(optimizer) in FUSED and not any(optimizer.defaults.get(way) for way in OWN_WAYS)
+DEVICES = ("cpu", "cuda")  # elsewhere the one-kernel forms may leave out clipping and skipping
+
+
+def can_be_flat(optimizer: Optimizer, device: torch.device) -> bool:
+    is_free = all(optimizer.defaults.get(way) in (None, False) for way in ("capturable", "differentiable"))
+    is_free &= all(optimizer.defaults.get(way) is None for way in ("foreach", "fused"))
+    return type(optimizer) in FUSED and is_free and device.type in DEVICES
 
 
 class FlatOptimizer(Optimizer):
@@ -29,7 +34,7 @@ class FlatOptimizer(Optimizer):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.kind, self.weights = type(optimizer), weights
         self.inner: Optimizer | None = None  # over the long vectors
-        self._num_used = 0
+        self._num_used = 0  # layers
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -44,7 +49,7 @@ class FlatOptimizer(Optimizer):
 
         Returns whether the step was taken, on the device: the host does not wait.
         """
-        norm = torch.linalg.vector_norm(self.weights.gradients)
+        norm = torch.linalg.vector_norm(self.weights.gradients, dtype=torch.float32)
         is_finite = norm.isfinite()
         self._follow()
         self.inner.found_inf = (~is_finite).float()
@@ -69,15 +74,14 @@ class FlatOptimizer(Optimizer):
 
     def _follow(self) -> None:
         """Take over the settings of the groups, and parameters that had their first gradient."""
-        used = self.weights.used() if self.inner is None or self._num_used < len(self.weights.spans) else None
-        if used is not None and (self.inner is None or len(used) > self._num_used):
-            self._begin(used)
+        if self.inner is None or self._num_used < len(self.weights.first_uses):
+            self._begin(self.weights.used())
         for ours, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update({name: value for name, value in ours.items() if name not in ("params", *OWN_WAYS)})
 
     def _begin(self, used: list[Span]) -> None:
         """Make the vectors, of neighbours in the buffer that are of one group and equally old."""
-        self._num_used, self._runs = len(used), []
+        self._num_used, self._runs = len(self.weights.first_uses), []
         group_of = {id(p): index for index, group in enumerate(self.param_groups) for p in group["params"]}
         groups: list[dict] = [{**group, "params": [], "fused": True} for group in self.param_groups]
 
@@ -102,9 +106,8 @@ class FlatOptimizer(Optimizer):
         """The state of a vector from those of its parameters."""
         joined: dict[str, Any] = {}
         for name, value in self.state[spans[0].parameter].items():
-            if not isinstance(value, Tensor) or value.ndim == 0:
-                is_tensor = isinstance(value, Tensor)
-                joined[name] = value.to(vector.device, torch.float32, copy=True) if is_tensor else value
+            if not isinstance(value, Tensor) or value.ndim == 0:  # old states have plain numbers
+                joined[name] = torch.tensor(float(value), dtype=torch.float32, device=vector.device)
                 continue
             joined[name] = torch.zeros_like(vector)
             for span in spans:

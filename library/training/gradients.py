@@ -67,7 +67,7 @@ class FlatGradients:
 
     def __init__(self, weights: FlatWeights):
         self.weights = weights
-        self.all_shown = False
+        self.num_shown = 0  # layers
         if moved := [span for span in weights.spans if span.parameter.data_ptr() != span.of(weights.values).data_ptr()]:
             raise RuntimeError(f"{len(moved)} parameters were given other memory after they had been put into one")
 
@@ -76,10 +76,10 @@ class FlatGradients:
 
     def collect(self) -> None:
         self.weights.collect()
-        if not self.all_shown:
+        if self.num_shown < len(self.weights.first_uses):
             for span in self.weights.used():
                 span.parameter.grad = span.of(self.weights.gradients)
-            self.all_shown = len(self.weights.used()) == len(self.weights.spans)
+            self.num_shown = len(self.weights.first_uses)
 
     def average(self, accelerator: Accelerator) -> None:
         """The mean; what is reached is the same in all processes."""
@@ -90,7 +90,7 @@ class FlatGradients:
         gradients = self.weights.gradients
         if accelerator.scaler is not None:
             accelerator.unscale_gradients()
-        norm = torch.linalg.vector_norm(gradients)
+        norm = torch.linalg.vector_norm(gradients, dtype=torch.float32)
         if max_norm:
             gradients.mul_(clip_factor(norm, max_norm))
         return norm

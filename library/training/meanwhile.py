@@ -96,10 +96,12 @@ def chunks(values: list[Tensor]) -> Iterator[list[Tensor]]:
         yield chunk
 
 
-def write_copies(path: Path, copies: Copies, weights: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+def write_copies(
+    path: Path, copies: Copies, weights: dict[str, Tensor], metadata: Callable[[], dict[str, str]]
+) -> bool:
     """Write weights that were taken; False, and no file, where some are no numbers. CannotWrite as `write_weights`."""
     copies.wait()
     if not all(value.isfinite().all() for value in weights.values()):
         return False
-    write_weights(path, weights, None, metadata)
+    write_weights(path, weights, None, metadata())  # which may wait for the base model's hash
     return True

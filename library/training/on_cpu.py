@@ -22,6 +22,8 @@ KEPT_MEMORY = 2**30  # bytes of free memory at the end of the heap
 def prepare_for_cpu(family: ModelFamily, network: nn.Module, options: PrecisionOptions) -> None:
     """Have what every step computes run fast on a processor; nothing on other devices."""
     if family.device.type != "cpu":
+        if options.no_onednn and family.device.type != "meta":
+            logger.warning("--no_onednn: no effect, as this run does not train on the processor")
         return
     keep_freed_memory()
     if options.no_onednn or options.fp8_base or options.fp8_base_unet or options.torch_compile:

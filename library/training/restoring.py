@@ -18,6 +18,7 @@ from library.training.resuming import OPTIMIZER_FILE, SCHEDULE_FILE, WEIGHTS_FIL
 logger = logging.getLogger(__name__)
 
 ADDED_BY_STEPS = {"initial_lr", "d_denom", "d_hat", "g0_norm"}  # to optimizers' groups
+ADDED_LATER = {"initial_lr", "decoupled_weight_decay"}  # by schedules; by torch 2.7
 
 
 def load_state(accelerator: Accelerator, folder: Path) -> None:
@@ -59,7 +60,7 @@ def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
     if here != there:
         raise misfit(folder, f"its optimizer has groups of {there} parameters, and this run's has {here}")
     there = state["param_groups"][0].keys()
-    if lacking := given[0].keys() - there - {"initial_lr"}:  # which only schedules add
+    if lacking := given[0].keys() - there - ADDED_LATER:
         raise misfit(folder, f"it is of another optimizer than --optimizer_type names: it has no {listed(lacking)}")
     if (more := there - given[0].keys() - ADDED_BY_STEPS) and "optimizer_type" not in read_facts(folder):
         logger.warning("--resume: %s has settings of another optimizer: %s", folder / OPTIMIZER_FILE, listed(more))

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
-from library.errors import CannotWrite
+from library.errors import CannotWrite, first_line
 from library.options.groups import TrainNetworkOptions
 from library.training import saving
 from library.training.hub import Uploads
@@ -60,7 +60,7 @@ class RunFiles:
             return
         self.meanwhile.finish()  # whose copy would change
         weights = self.copies.take(self.network.live_weights(), save_dtype(self.options.save_precision))
-        work = partial(write_copies, path, self.copies, weights, self.metadata.at(state.step, epoch))
+        work = partial(write_copies, path, self.copies, weights, partial(self.metadata.at, state.step, epoch))
         self.meanwhile.begin(work, partial(self._written_meanwhile, path, state.step, then))
 
     def _written_meanwhile(self, path: Path, step: int, then: Callable[[bool], None], written: Future[bool]) -> None:
@@ -68,8 +68,9 @@ class RunFiles:
             is_whole = written.result()
             if not is_whole:
                 logger.warning(NOT_WHOLE, path.name)
-        except CannotWrite as error:
-            logger.warning("%s; training goes on, and older files stay", error)
+        except Exception as error:  # whatever it is: the run is worth more than this file
+            reason = error if isinstance(error, CannotWrite) else f"{path} cannot be written: {first_line(error)}"
+            logger.warning("%s; training goes on, and older files stay", reason)
             is_whole = False
         if is_whole:
             self._is_written(path, step)
@@ -86,7 +87,8 @@ class RunFiles:
         logger.info("saved: %s", path)
 
     def write_state(self, checkpoint: Path, state: LoopState) -> None:
-        """Write the state that belongs to a checkpoint, and upload it where that is wanted."""
+        """Write the state that belongs to a checkpoint, and upload it where that is wanted; all processes call this."""
+        state.settle()
         folder = self.names.state_of(checkpoint)
         saving.save_state(self.accelerator, folder, state, made_with(self.options, self.plan))
         if self.uploads and self.options.save_state_to_huggingface and self.accelerator.is_main_process:

@@ -41,9 +41,12 @@ class CudaRecorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            result = work()
+        graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # others copy and save
+                result = work()
+        finally:
+            torch.cuda.set_stream(usual)
 
         def replay() -> Tensor:
             graph.replay()

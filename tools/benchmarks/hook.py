@@ -167,19 +167,24 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
     def __init__(self, actions: dict[str, Callable]):
         self.actions = actions
+        self.is_asking = False
 
     def find_spec(self, name: str, path=None, target=None):
-        action = self.actions.pop(name, None)
-        if action is None:
+        if name not in self.actions or self.is_asking:
             return None
-        spec = importlib.util.find_spec(name)
+        self.is_asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.is_asking = False
         if spec is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module) -> None:
             execute(module)
-            action(module)
+            if action := self.actions.pop(name, None):  # programs may look for a module without importing it
+                action(module)
 
         spec.loader.exec_module = exec_module
         return spec
