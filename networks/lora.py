@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from library.families.base import AdapterTarget
 from library.families.blocks import BlockLayout
 from library.layers.flat import GradientSink
-from library.layers.frozen import output_of
 from library.network_files import read_weights
 from networks import blocks
 from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
@@ -79,7 +78,7 @@ class LoraAdapter(Adapter):
         if self.is_stacked or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
             return super().forward(x)  # a compiler makes one function of the layer by itself
         if self.multiplier == 0 or self._is_dropped():
-            return output_of(self.base, x)
+            return type(self.base).forward(self.base, x)  # which has a backward pass, unlike what `output_of` gives
         if self.shared and self.training:
             return self.shared.output(self, x)
         down, up, sink = self.lora_down.weight, self.lora_up.weight, None
