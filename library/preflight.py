@@ -27,7 +27,7 @@ from library.dataset.validation import split_validation
 from library.disk_space import DiskNeed, check_disk_space, disk_needs
 from library.errors import UserError, quoted_list
 from library.families import FAMILIES, family_of_kind, writes_text
-from library.families.agreement import check_clip_skip
+from library.families.agreement import check_blocks_to_swap, check_clip_skip
 from library.families.detect import CheckpointInfo, inspect_checkpoint
 from library.folders import cache_folder_problems, check_writable
 from library.given_files import check_lora_keys, check_network, check_thumbnail, check_vae
@@ -92,6 +92,7 @@ def look_at_files(
     family = attempt(family_of_kind, checkpoint, wanted_family) if checkpoint else None
     if checkpoint:
         attempt(check_clip_skip, options, checkpoint)
+        attempt(check_blocks_to_swap, options, checkpoint)
     if options.vae:
         attempt(check_vae, options.vae, checkpoint)
     if options.metadata_thumbnail:

@@ -51,10 +51,14 @@ class Adapter(nn.Module):
             self._base_forward = None
 
     def forward(self, x: Tensor) -> Tensor:
-        output = self._base_forward(x)
+        output = self.base_output(x)
         if self.multiplier == 0 or self._is_dropped():
             return output
         return output + self.multiplier * self.delta(x).to(output.dtype)
+
+    def base_output(self, x: Tensor) -> Tensor:
+        """What the layer gives without this adapter. Its class may have changed since the adapter was attached."""
+        return self._base_forward(x) if self.is_stacked else type(self.base).forward(self.base, x)
 
     def _is_dropped(self) -> bool:
         return bool(self.training and self.module_dropout and torch.rand(1).item() < self.module_dropout)

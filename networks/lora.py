@@ -78,7 +78,7 @@ class LoraAdapter(Adapter):
         if self.is_stacked or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
             return super().forward(x)  # a compiler makes one function of the layer by itself
         if self.multiplier == 0 or self._is_dropped():
-            return self._base_forward(x)
+            return self.base_output(x)
         if self.shared and self.training:
             return self.shared.output(self, x)
         down, up, sink = self.lora_down.weight, self.lora_up.weight, None

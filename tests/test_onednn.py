@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from library.families.base import AdapterTarget
 from library.layers import onednn
 from library.layers.frozen import input_gradient_of, output_of
+from networks import lora
 from tests import tiny
 from train_network import train
 
@@ -86,6 +88,19 @@ def test_where_numbers_differ_the_layers_stay_plain_with_a_line(monkeypatch, cap
     assert "oneDNN's numbers for Conv2d" in caplog.text
     assert not any(isinstance(layer, onednn.FrozenLayer) for layer in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["linear", "1x1 convolution", "convolution of few pixels"])
+def test_gradients_go_through_a_layer_whose_adapter_is_dropped(kind):
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    plain = make().requires_grad_(False)
+    ours = converted(nn.Sequential(plain))[0]
+    lora.create_network([AdapterTarget("layer", ours, "unet")], 2, 1, module_dropout="1").train().apply_to()
+    x, exact = (torch.ones(shape).requires_grad_() for _ in range(2))
+    ours(x).sum().backward()
+    plain(exact).sum().backward()
+    torch.testing.assert_close(x.grad, exact.grad)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"gradient_checkpointing": True, "network_args": ["conv_dim=2"]}])

@@ -32,17 +32,22 @@ def unet_with_network(kind: str, is_ours: bool, conv: bool = True, dtype: torch.
     return unet, network
 
 
-def loss_of(unet: UNet2DConditionModel, kind: str, dtype: torch.dtype = torch.float32) -> Tensor:
+def loss_of(
+    unet: UNet2DConditionModel, kind: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    noisy = torch.randn(2, 4, SIDE, SIDE, generator=generator).to(dtype)
-    hidden = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator).to(dtype)
-    added = {"text_embeds": torch.zeros(2, 64, dtype=dtype), "time_ids": torch.zeros(2, 6)} if kind == "sdxl" else None
-    prediction = unet(noisy, torch.tensor([1, 900]), hidden, added_cond_kwargs=added, return_dict=False)[0]
+    noisy = torch.randn(2, 4, SIDE, SIDE, generator=generator).to(device, dtype)
+    hidden = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator).to(device, dtype)
+    added = {"text_embeds": torch.zeros(2, 64, dtype=dtype), "time_ids": torch.zeros(2, 6)} if kind == "sdxl" else {}
+    added = {name: value.to(device) for name, value in added.items()}
+    timesteps = torch.tensor([1, 900], device=device)
+    prediction = unet(noisy, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
     return F.mse_loss(prediction.float(), noisy.float())
 
 
-def gradients_of(unet: nn.Module, network: nn.Module, kind: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    loss = loss_of(unet, kind, dtype)
+def gradients_of(unet: nn.Module, network: nn.Module, kind: str, *where: torch.dtype | torch.device) -> list[Tensor]:
+    """Loss and gradients; `where` is the dtype and the device, as of `loss_of`."""
+    loss = loss_of(unet, kind, *where)
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in network.parameters())]
 

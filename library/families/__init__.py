@@ -15,6 +15,7 @@ class FamilyRow:
 
     path: str  # "module:Class", imported only when chosen
     text_widths: dict[str, int]  # by kind of checkpoint (a key of KINDS): features of the text that its U-Net takes
+    num_blocks: int  # residual and transformer blocks of its U-Net
     bucket_step: int  # pixels; what the sides of buckets must be divisible by
     num_text_encoders: int = 1
     text_files: bool = False  # whether the outputs of its text encoders have files beside the pictures, as kohya's do
@@ -27,11 +28,12 @@ class FamilyRow:
 
 
 FAMILIES = {
-    "sd": FamilyRow("library.families.sd:Sd", {"sd1": 768, "sd2": 1024}, 64),
+    "sd": FamilyRow("library.families.sd:Sd", {"sd1": 768, "sd2": 1024}, num_blocks=38, bucket_step=64),
     "sdxl": FamilyRow(
         "library.families.sdxl:Sdxl",
         {"sdxl": 2048},
-        32,
+        num_blocks=87,
+        bucket_step=32,
         num_text_encoders=2,
         text_files=True,
         text_layer="the layer before the last",

@@ -6,7 +6,7 @@ from typing import Any
 from library.errors import UserError
 from library.families import row_of_kind
 from library.families.detect import SD2_TEXT_LAYERS, CheckpointInfo, read_shapes
-from library.options.groups import ModelOptions, TrainNetworkOptions
+from library.options.groups import ModelOptions, PrecisionOptions, TrainNetworkOptions
 from library.texts import read_json
 
 TEXT_LAYER = re.compile(  # of the text encoder of Stable Diffusion 1.x or 2.x in a single file
@@ -23,6 +23,16 @@ def check_clip_skip(options: ModelOptions, checkpoint: CheckpointInfo) -> None:
         raise UserError(
             f"--clip_skip must be at most {num_layers}, the number of layers of the text encoder of {checkpoint.path}, "
             f"got {options.clip_skip}"
+        )
+
+
+def check_blocks_to_swap(options: PrecisionOptions, checkpoint: CheckpointInfo) -> None:
+    """UserError where --blocks_to_swap is more than there are."""
+    row = row_of_kind(checkpoint.kind)
+    if row and (options.blocks_to_swap or 0) > row.num_blocks:
+        raise UserError(
+            f"--blocks_to_swap must be at most {row.num_blocks}, the blocks of the U-Net of a "
+            f"{checkpoint.description}, got {options.blocks_to_swap}"
         )
 
 

@@ -106,6 +106,10 @@ class ModelFamily(Protocol):
 
     def kohya_models(self) -> KohyaModels: ...
 
+    def swap_blocks(self, num_blocks: int) -> None:
+        """Have the weights of the U-Net's largest blocks read to main memory; UserError where it has fewer blocks."""
+        ...
+
     def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None:
         """Recompute activations in the backward pass, those of the U-Net's blocks in the way given."""
         ...

@@ -21,6 +21,7 @@ from library.families.ldm_open_clip import SDXL_OPEN_CLIP, open_clip_in_file, op
 from library.families.ldm_unet import eight_heads, heads_of_64, unet_in_file, unet_part
 from library.families.ldm_vae import vae_in_file, vae_part
 from library.families.parts import LoadedPart, Part
+from library.layers.swapped import blocks_of, largest_blocks, weights_of
 from library.options.groups import ModelOptions
 from library.texts import read_json
 
@@ -98,6 +99,14 @@ class OpenedModels:
         for part in (self.unet, *self.text_encoders):
             part.loaded(target)
             part.keep()
+
+    def swap_blocks(self, num_blocks: int) -> None:
+        """Read the weights of the U-Net's largest blocks no further than to main memory."""
+        unet = self.unet.layers
+        if num_blocks > (there := len(blocks_of(unet))):
+            raise UserError(f"--blocks_to_swap must be at most {there}, the blocks of this U-Net, got {num_blocks}")
+        waiting = {id(weight) for block in largest_blocks(unet, num_blocks).values() for weight in weights_of(block)}
+        self.unet.read_to_main_memory([name for name, value in unet.named_parameters() if id(value) in waiting])
 
 
 def open_models(checkpoint: CheckpointInfo, options: ModelOptions) -> OpenedModels:

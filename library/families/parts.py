@@ -5,7 +5,8 @@ nothing is read before its time or that is not used. Names are mapped from diffu
 of the model is accounted for, when the file is opened.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from library.errors import UserError, quoted_list
 from library.families.checkpoint_files import Target, loaded, shape_of
+from library.layers.swapped import stub
 
 HOST = ("cpu", "meta")
 
@@ -26,6 +28,7 @@ class Part:
         self._weights = weights
         self._sources = {name: name_in_file(name) for name in layers.state_dict()}
         self._is_filled = self._is_kept = False
+        self._in_main_memory: frozenset[str] = frozenset()  # names of weights
         self._device: torch.device | None = None  # that it was last asked for on, until it is released
         self._check(what)
 
@@ -42,6 +45,10 @@ class Part:
                 self._fill(target)
             self._device = target.device
         return self.layers
+
+    def read_to_main_memory(self, names: Collection[str]) -> None:
+        """Have weights come no further when they are read, whatever the device."""
+        self._in_main_memory = frozenset(names)
 
     def keep(self) -> None:
         """Somebody changes the weights, so they are not what is in the file, which is let go."""
@@ -73,15 +80,19 @@ class Part:
             raise UserError(f"the checkpoint's {what} has weights of other sizes: {quoted_list(misshapen, 3)}")
 
     def _fill(self, target: Target) -> None:
-        filled = {
-            name: loaded(self._weights, self._sources[name], target).reshape(empty.shape)
-            for name, empty in self.layers.state_dict().items()
-        }
+        filled = {name: self._read(name, empty.shape, target) for name, empty in self.layers.state_dict().items()}
         self.layers.load_state_dict(filled, assign=True)
         restore_position_ids(self.layers, target.device)
         self._is_filled = True
         if target.device.type not in HOST:
             self.keep()  # released, it goes to main memory
+
+    def _read(self, name: str, shape: torch.Size, target: Target) -> Tensor:
+        if name in self._in_main_memory:
+            if target.device.type == "meta":
+                return stub(shape, target.dtype)
+            target = replace(target, device=torch.device("cpu"))
+        return loaded(self._weights, self._sources[name], target).reshape(shape)
 
 
 class LoadedPart(Part):

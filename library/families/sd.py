@@ -89,6 +89,9 @@ class Sd:
         """Passes of 75 tokens that a caption gets."""
         return (self.options.max_token_length or clip.CHUNK) // clip.CHUNK
 
+    def swap_blocks(self, num_blocks: int) -> None:
+        self.parts.swap_blocks(num_blocks)
+
     def enable_gradient_checkpointing(self, checkpoint: Checkpoint | None = None) -> None:
         checkpoint_gradients(self.unet, self.text_encoders if self.trains_text_encoder else (), checkpoint)
 

@@ -49,7 +49,10 @@ def conv2d_input_gradient(layer: nn.Conv2d, weight: Tensor, gradient: Tensor, sh
 
 
 def output_of(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a Linear or Conv2d makes of x; `forward` may be replaced, this is the layer itself."""
+    """What a Linear or Conv2d makes of x; `forward` may be replaced, this is the layer itself.
+
+    For functions that have a backward pass of their own: autograd may not see into this.
+    """
     if isinstance(layer, FrozenLayer):
         return layer.output(x)
     if isinstance(layer, nn.Linear):

@@ -566,6 +566,9 @@ class PrecisionOptions(OptionGroup):
     cpu_offload_checkpointing: bool = option(
         False, "keep what --gradient_checkpointing keeps in the computer's main memory"
     )
+    blocks_to_swap: int | None = option(
+        None, "largest blocks of the U-Net that wait in main memory, and are on the GPU only while they are at work"
+    )
     xformers: bool = option(False, "use the attention of the package xformers")
     sdpa: bool = option(False, "use PyTorch's scaled dot product attention")
     mem_eff_attn: bool = option(False, "use a slow attention that needs little memory")
@@ -582,6 +585,8 @@ class PrecisionOptions(OptionGroup):
         return [
             *conflict(self, "deterministic", "xformers", advice),
             *conflict(self, "deterministic", "torch_compile", advice),
+            *conflict(self, "blocks_to_swap", "torch_compile", "compiled code wants weights that stay"),
+            *at_least(self, 0, "blocks_to_swap"),
             *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in its own 8 bits a weight"),
             *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in its own 8 bits a weight"),
             *(

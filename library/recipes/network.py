@@ -31,6 +31,7 @@ from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.recipes.run_record import recorded
+from library.training.block_swap import swap_blocks
 from library.training.caching import cache_latents, cache_text
 from library.training.compiling import check_compiler, compile_unet
 from library.training.deterministic import same_bits
@@ -187,6 +188,8 @@ def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -
     Where nothing changes its weights, they are read later, when and only if they are needed.
     """
     family = family_class(name)(options, device, weight_dtype(options))
+    if options.blocks_to_swap:
+        family.swap_blocks(options.blocks_to_swap)
     if options.base_weights or options.fp8_base or options.fp8_base_unet or options.base_quantization:
         family.keep_weights()
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
@@ -236,11 +239,12 @@ def cache_text_of(
 
 
 def prepare_unet(family: ModelFamily, network: nn.Module, options: TrainNetworkOptions) -> None:
-    """The U-Net and how it runs, with the network attached: layers as the device likes them, checkpoints, compiled."""
+    """The U-Net and how it runs, with the network attached: layers as the device likes them, swapped, compiled."""
     choose_attention(family.unet, options, family.device)
     prepare_for_cpu(family, network, options)
     if not options.torch_compile:  # a compiler decides itself what is made again
         keep_little(family.unet)
+    swap_blocks(family, options)
     if options.gradient_checkpointing:
         family.enable_gradient_checkpointing(checkpoint_function(options))
     compile_unet(family.unet, options)

@@ -58,11 +58,14 @@ TRAINING = (
         lambda options: options.cpu_offload_checkpointing,
         {"gradient_checkpointing": True, "cpu_offload_checkpointing": True},
     ),
+    Saver("--blocks_to_swap", lambda options: bool(options.blocks_to_swap)),
     Saver("--full_bf16", lambda options: options.full_bf16, {"full_bf16": True, "mixed_precision": "bf16"}),
     Saver("a smaller --network_dim", lambda options: options.dim_from_weights),
     Saver("a smaller --resolution"),
 )
-LOADING = tuple(saver for saver in TRAINING if saver.advice.startswith(("--mixed_precision", "--fp8_base")))
+LOADING = tuple(
+    saver for saver in TRAINING if saver.advice.startswith(("--mixed_precision", "--fp8_base", "--blocks_to_swap"))
+)
 CACHING = (
     Saver("--vae_batch_size 1", lambda options: options.vae_batch_size == 1),
     *(saver for saver in TRAINING if saver.advice.startswith(("--mixed_precision", "a smaller --resolution"))),
