@@ -90,9 +90,8 @@ class OpenedModels:
     vae: Part
     text_encoders: tuple[Part, ...]
 
-    def in_memory(self) -> list[nn.Module]:
-        """Those whose weights have been read."""
-        return [part.layers for part in (self.unet, self.vae, *self.text_encoders) if part.is_loaded]
+    def all(self) -> tuple[Part, ...]:
+        return self.unet, self.vae, *self.text_encoders
 
     def keep_weights(self, target: Target) -> None:
         """Those of U-Net and text encoders from now on."""

@@ -51,8 +51,9 @@ def estimate(
     options = replace(options, xformers=False)  # whose memory is that of PyTorch's own attention
     family = load_family(options, family_name, META)  # its parts have no memory until they are read
     with LiveBytes() as memory, LikeCuda(autocast):
-        for model in family.parts.in_memory():
-            memory.note_all(model)
+        for part in family.parts.all():
+            count = memory.note_all if part.is_loaded else memory.ignore
+            count(part.layers)
         arguments = network_arguments(options)
         network = build_network(load_algorithm(network_module(options)), family, options, arguments)
         network.to(META, full_dtype(options)).train()

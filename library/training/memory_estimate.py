@@ -30,6 +30,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self._sizes: dict[int, int] = {}  # by storage
+        self._placeholders: set[int] = set()
 
     def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -42,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         """Count a tensor's storage until it is gone."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._sizes:
+        if key in self._sizes or key in self._placeholders:
             return
         self._sizes[key] = storage.nbytes()
         self.now += self._sizes[key]
@@ -53,6 +54,13 @@ class LiveBytes(TorchDispatchMode):
         """Count the weights of a model that is older than this."""
         for value in itertools.chain(model.parameters(), model.buffers()):
             self.note(value)
+
+    def ignore(self, model: nn.Module) -> None:
+        """Do not count the weights that a model has now: they stand for some that are still to be read."""
+        for value in itertools.chain(model.parameters(), model.buffers()):
+            storage = value.untyped_storage()
+            self._placeholders.add(storage._cdata)
+            weakref.finalize(storage, self._placeholders.discard, storage._cdata)
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
