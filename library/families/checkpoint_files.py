@@ -1,6 +1,7 @@
 """The weights of a checkpoint file, read as they are asked for."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class SafetensorsReader(Mapping[str, Tensor]):
             file = safe_open(str(path), framework="pt")
         except SafetensorError as error:
             raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
+        self.path = os.path.abspath(path)
         self._mapped = file if mapped else None
         self._bytes = open(path, "rb", buffering=0)  # noqa: SIM115  as long as the reader lives
         header_size = int.from_bytes(self._bytes.read(8), "little")
@@ -53,6 +55,11 @@ class SafetensorsReader(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._header
+
+    def marks(self) -> list[int]:
+        """Size, times, inode and device of the file that is open: another file, or a changed one, has others."""
+        status = os.fstat(self._bytes.fileno())
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._header[name]["shape"])
@@ -111,6 +118,11 @@ def open_checkpoint(path: Path, mapped: bool = True) -> Mapping[str, Tensor]:
         ) from error
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+
+
+def file_of(weights: Mapping[str, Tensor]) -> SafetensorsReader | None:
+    """The file that all weights come from, where it is one that can be known again."""
+    return weights if isinstance(weights, SafetensorsReader) else getattr(weights, "file", None)
 
 
 def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

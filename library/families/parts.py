@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import UserError, quoted_list
-from library.families.checkpoint_files import Target, loaded, shape_of
+from library.families.checkpoint_files import SafetensorsReader, Target, file_of, loaded, shape_of
 
 HOST = ("cpu", "meta")
 
@@ -28,6 +28,12 @@ class Part:
         self._is_filled = self._is_kept = False
         self._device: torch.device | None = None  # that it was last asked for on, until it is released
         self._check(what)
+
+    @property
+    def file(self) -> SafetensorsReader | None:
+        """Where all its numbers come from; None where they are changed, adapted, or not read from such a file."""
+        is_adapted = any("forward" in vars(layer) for layer in self.layers.modules())
+        return None if is_adapted else file_of(self._weights)
 
     def loaded(self, target: Target) -> nn.Module:
         """The model with its weights, on the device of the target."""
