@@ -12,7 +12,7 @@ from torch import Tensor
 
 from library.errors import UserError
 
-BLOCK_BYTES = 1 << 22  # of a file, read and converted at once; stays in the processor's cache
+BLOCK_BYTES = 1 << 20  # of a file, read and converted at once; stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,10 @@ class SafetensorsReader(Mapping[str, Tensor]):
             block = self._room[: min(BLOCK_BYTES, last - start)]
             self._read_into(block, start)
             begin = (start - first) // dtype.itemsize
-            value.view(-1)[begin : begin + len(block) // dtype.itemsize] = block.view(dtype)
+            numbers = block.view(dtype)
+            if (dtype, target.dtype) == (torch.float16, torch.bfloat16):
+                numbers = numbers.float()  # the same numbers in a quarter of the time
+            value.view(-1)[begin : begin + len(numbers)] = numbers
         return value
 
     def _in_own_memory(self, name: str) -> Tensor:
