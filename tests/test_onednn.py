@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from library.families.base import AdapterTarget
@@ -34,6 +34,23 @@ def converted(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).requires_grad_(False)
     onednn.compute_with_onednn(model)
     return model
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (3, 1), (1, 1)])
+@pytest.mark.parametrize("memory", ["own", "of a file", "part of another"])
+def test_weights_get_their_channels_last_in_their_own_memory_and_leave_that_of_others_alone(kernel, memory, tmp_path):
+    wanted = torch.randn(37, 8, *kernel)
+    if memory == "of a file":
+        save_file({"weight": wanted}, tmp_path / "file.safetensors")
+        weight = load_file(tmp_path / "file.safetensors")["weight"]
+    else:
+        weight = wanted.clone() if memory == "own" else torch.stack([wanted, wanted])[1]
+    found = onednn.with_channels_last(weight)
+    assert torch.equal(found, wanted) and found.is_contiguous(memory_format=torch.channels_last)
+    if memory == "own":
+        assert found.data_ptr() == weight.data_ptr()
+    else:
+        assert torch.equal(weight, wanted)
 
 
 def relative(ours: Tensor, wanted: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from library.dataset.share import Share
 from library.families.blocks import BlockLayout
+from library.families.parts import Part
 from library.families.vae import Vae
 
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
@@ -121,6 +122,8 @@ class ModelFamily(Protocol):
 
 class StoresText(ModelFamily, Protocol):
     """A family with files of text encoder outputs, as its row of library.families.FAMILIES says."""
+
+    text_encoder_parts: Sequence[Part]
 
     def stored_text(self, caption: str) -> Conds:
         """What the text encoders make of a caption, as a file holds it; `conds` takes batches of it."""

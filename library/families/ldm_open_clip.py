@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from library.families.checkpoint_files import Target, loaded, shape_of
+from library.families.checkpoint_files import Target, file_of, loaded, shape_of
 from library.families.detect import SD2_TEXT_LAYERS
 from library.families.parts import Part
 
@@ -68,6 +68,7 @@ class TakenApart(Mapping[str, Tensor]):
 
     def __init__(self, weights: Mapping[str, Tensor], file: OpenClipFile):
         self._weights = weights
+        self.file = file_of(weights)
         self._sources: dict[str, tuple[str, str]] = {}  # name -> name in the file, and what to take of it
         for name in weights:
             if not name.startswith(file.prefix):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import UserError, quoted_list
-from library.families.checkpoint_files import Target, loaded, shape_of
+from library.families.checkpoint_files import SafetensorsReader, Target, file_of, loaded, shape_of
 from library.layers.swapped import stub
 
 HOST = ("cpu", "meta")
@@ -35,6 +35,12 @@ class Part:
     @property
     def is_loaded(self) -> bool:
         return self._device is not None
+
+    @property
+    def file(self) -> SafetensorsReader | None:
+        """Where all its numbers come from; None where they are changed, adapted, or not read from such a file."""
+        is_adapted = any("forward" in vars(layer) for layer in self.layers.modules())
+        return None if is_adapted else file_of(self._weights)
 
     def loaded(self, target: Target) -> nn.Module:
         """The model with its weights, on the device of the target."""

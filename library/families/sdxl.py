@@ -45,6 +45,7 @@ class Sdxl:
         checkpoint = inspect_checkpoint(options.pretrained_model_name_or_path)
         self.parts = open_models(checkpoint, options)
         self.vae = Vae(self.parts.vae, SDXL_SCALE, Target(torch.float32 if options.no_half_vae else dtype, device))
+        self.text_encoder_parts = self.parts.text_encoders
         self.trains_text_encoder = False
         self._memory = TextMemory(self._encode_one, self.parts.text_encoders, device, dtype)
 

@@ -33,6 +33,7 @@ from library.families.base import StoresText
 from library.leftovers import remove_leftovers
 from library.options.groups import TrainNetworkOptions
 from library.training.caching import NUM_READERS, log_findings, spread
+from library.training.known_sketches import Sketch, known_sketch
 
 logger = logging.getLogger(__name__)
 
@@ -55,27 +56,35 @@ class Encoders:
     As with the VAE, encoders are known by what they make of a test sentence, whatever their format or number type.
     """
 
-    def __init__(self, family: StoresText):
-        self.family = family
+    def __init__(self, family: StoresText, options: TrainNetworkOptions):
+        self.family, self.options = family, options
 
     def outputs(self, caption: str) -> TextOutputs:
         """What they make of a caption, float32."""
         return {name: value.float().cpu().numpy() for name, value in self.family.stored_text(caption).items()}
 
     @cached_property
-    def _of_sentence(self) -> TextOutputs:
-        return self.outputs(SENTENCE)
+    def _known(self) -> Sketch:
+        options, family = self.options, self.family
+        settings = f"{options.max_token_length} tokens, weights {options.weighted_captions}, skip {options.clip_skip}"
+        what = f"text encoders of {family.name}, {settings}"
+        return known_sketch(what, family.text_encoder_parts, family.dtype, self._of_sentence)
+
+    def _of_sentence(self) -> Sketch:
+        outputs = self.outputs(SENTENCE)
+        vectors = [value[SKETCHED_TOKEN] if value.ndim == 2 else value for value in outputs.values()]
+        joined = np.concatenate([vector / np.linalg.norm(vector) for vector in vectors])
+        return Sketch(joined, {name: value.shape for name, value in outputs.items()})
 
     @property
     def shapes(self) -> Shapes:
         """Of the outputs of every caption."""
-        return {name: value.shape for name, value in self._of_sentence.items()}
+        return self._known.shapes
 
-    @cached_property
+    @property
     def sketch(self) -> np.ndarray:
         """Of each output for the test sentence one vector, scaled to length 1; together [D]."""
-        vectors = [value[SKETCHED_TOKEN] if value.ndim == 2 else value for value in self._of_sentence.values()]
-        return np.concatenate([vector / np.linalg.norm(vector) for vector in vectors])
+        return self._known.values
 
     def made(self, sketch: np.ndarray) -> bool:
         """Whether another sketch is of these encoders."""
@@ -94,7 +103,7 @@ def cache_text_on_disk(
 
     Valid files are used, missing ones written; processes share the work.
     """
-    encoders = Encoders(family)
+    encoders = Encoders(family, options)
     with accelerator.autocast():
         files = files_of(datasets, options.weighted_captions, encoders)
         if accelerator.is_main_process:
