@@ -62,7 +62,10 @@ def measure(options: TrainNetworkOptions, checked: Preflight) -> None:
     if not accelerator.is_main_process:
         return
     height, width = batch.target_sizes_hw[0].tolist()
-    print(f"\n{parts_table(made.parts)}\n\n{measured_table(found, batch, checked, accelerator.device)}\n", flush=True)
+    print(
+        f"\n{parts_table(made.parts)}\n\n{measured_table(found, batch, checked, accelerator.device, options)}\n",
+        flush=True,
+    )
     del made
     if not network_module(options).startswith("networks."):
         print("what each memory saver would give is estimated for networks.* alone")
@@ -147,7 +150,9 @@ def total_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().total
 
 
-def measured_table(found: Measured, batch: Batch, checked: Preflight, device: torch.device) -> str:
+def measured_table(
+    found: Measured, batch: Batch, checked: Preflight, device: torch.device, options: TrainNetworkOptions
+) -> str:
     """What was measured, and what follows for the whole run."""
     is_first = found.step_seconds == found.first_step_seconds
     micro_steps = checked.plan.max_train_steps * checked.plan.accumulation
@@ -158,6 +163,11 @@ def measured_table(found: Measured, batch: Batch, checked: Preflight, device: to
         ("the first step", f"{found.first_step_seconds:.2f} s"),
         *([] if is_first else [("a step after it", f"{found.step_seconds:.2f} s")]),
         (f"all {micro_steps} batches", f"about {duration(found.step_seconds * micro_steps)}, smaller ones take less"),
+        *(
+            [("not measured", "--cuda_graphs, which has an effect from the fourth step on")]
+            if options.cuda_graphs
+            else []
+        ),
         ("peak memory", f"{found.peak_bytes / GIB:.2f} GiB of {total_bytes(device) / GIB:.1f} GiB"),
     ]
     return aligned(rows, numbers=())
