@@ -24,9 +24,10 @@ FLAGS = (
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
 CONFIGS = ROOT / "config_examples" / "accelerate"
-# What is left are the last bits of sums taken in another order: 4e-8 of weights that moved by 0.01. Adam, which divides
+# What is left are the last bits of sums taken in another order (a convolution goes another way where a batch has fewer
+# pixels): up to 2.4e-7 of weights that moved by 0.01. Adam, which divides
 # by a gradient's own size, makes more of them where a gradient is next to nothing, up to 5e-5 seen at steps of 1e-3.
-TOLERANCE = dict(rtol=1e-5, atol=2e-7)
+TOLERANCE = dict(rtol=1e-5, atol=5e-7)
 TOLERANCE_OF_ADAM = dict(rtol=1e-5, atol=2e-4)
 PLAIN = dict(optimizer_type="SGD", optimizer_args=["momentum=0.9"], learning_rate=1)
 
