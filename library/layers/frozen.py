@@ -1,7 +1,7 @@
 """What training asks of a frozen layer: its output, and the gradient of its input. Its weights have no gradient.
 
 So a layer may hold its weights in any form: as they are, in 8 bits, ordered as a processor reads them. Adapters call
-the two functions at the end of this file and need not know which.
+the functions at the end of this file and need not know which.
 """
 
 from collections.abc import Callable
@@ -66,9 +66,7 @@ def input_gradient_of(layer: nn.Module, gradient: Tensor, shape: torch.Size) -> 
         return layer.input_gradient(gradient, shape)
     if isinstance(layer, nn.Linear):
         return gradient @ layer.weight
-    return nn.grad.conv2d_input(
-        shape, layer.weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
-    )
+    return conv2d_input_gradient(layer, layer.weight, gradient, shape)
 
 
 def add_input_gradient_of(layer: nn.Module, gradient: Tensor, to: Tensor) -> None:

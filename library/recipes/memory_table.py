@@ -12,7 +12,7 @@ from tqdm import tqdm
 from library.families.base import Batch
 from library.options.derived import caches_latents, network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
-from library.recipes.network import load_family, prepare_unet, trained_groups, trained_parts
+from library.recipes.network import flatten, load_family, prepare_unet, trained_groups, trained_parts
 from library.recipes.network_building import build_network, load_algorithm
 from library.training.gradients import flat_of
 from library.training.memory_estimate import LikeCuda, LiveBytes, off_the_device, run_backward
@@ -99,8 +99,7 @@ class Held(NamedTuple):
 
 def flattened(network: nn.Module, groups: list[dict], dtype: torch.dtype, options: TrainNetworkOptions) -> Held:
     """Put the network into one buffer, as training does where that can be."""
-    if hasattr(network, "flatten") and not options.torch_compile:
-        network.flatten(groups, dtype)
+    flatten(network, groups, dtype, options)
     if flat := flat_of(network):
         held = flat.num_bytes()
         return Held(held, held)

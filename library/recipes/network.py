@@ -103,8 +103,7 @@ def build_trainable(
     groups = trained_groups(network, options)
     parts = trained_parts(network, groups)
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
-    if hasattr(network, "flatten") and not options.torch_compile:  # whose graphs have gradients of their own
-        network.flatten(groups, family.dtype)
+    flatten(network, groups, family.dtype, options)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
     if (flat := flat_of(network)) and can_be_flat(optimizer, accelerator.device):
         optimizer = FlatOptimizer(optimizer, flat)
@@ -203,6 +202,12 @@ def trained_groups(network: nn.Module, options: TrainNetworkOptions) -> list[dic
     if not groups:
         raise UserError("nothing is trained: all learning rates, times their weights in --network_args, are 0")
     return groups
+
+
+def flatten(network: nn.Module, groups: list[dict], dtype: torch.dtype, options: TrainNetworkOptions) -> None:
+    """Put what is trained into one buffer, where that can be; networks of other projects have none."""
+    if hasattr(network, "flatten") and not options.torch_compile:  # whose graphs have gradients of their own
+        network.flatten(groups, dtype)
 
 
 def build_datasets(

@@ -107,8 +107,9 @@ def map_tensors(question: Question, change: Callable[[Tensor], Tensor]) -> Quest
 
 
 def copy_into(inputs: Question, question: Question) -> None:
+    places = tensors_of(inputs)
     for name, value in tensors_of(question).items():
-        tensors_of(inputs)[name].copy_(value, non_blocking=True)
+        places[name].copy_(value, non_blocking=True)
 
 
 def why_not_captured(
