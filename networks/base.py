@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from library.errors import UserError, quoted_list
 from library.families.base import AdapterTarget
 from library.layers.flat import FlatWeights, GradientSink, flat_weights
+from library.layers.frozen import is_adapted
 from library.network_files import read_weights, write_weights
 from networks.param_groups import LearningRateRules, param_groups
 
@@ -40,7 +41,7 @@ class Adapter(nn.Module):
 
     def attach(self) -> None:
         """Make the base layer add this adapter's change to its output."""
-        self.is_stacked = "forward" in vars(self.base)
+        self.is_stacked = is_adapted(self.base)
         self._base_forward = self.base.forward
         self.base.forward = self.forward
 

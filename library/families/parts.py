@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from library.errors import UserError, quoted_list
 from library.families.checkpoint_files import SafetensorsReader, Target, file_of, loaded, shape_of
+from library.layers.frozen import is_adapted
 from library.layers.swapped import stub
 
 HOST = ("cpu", "meta")
@@ -39,8 +40,8 @@ class Part:
     @property
     def file(self) -> SafetensorsReader | None:
         """Where all its numbers come from; None where they are changed, adapted, or not read from such a file."""
-        is_adapted = any("forward" in vars(layer) for layer in self.layers.modules())
-        return None if is_adapted else file_of(self._weights)
+        has_adapters = any(map(is_adapted, self.layers.modules()))
+        return None if has_adapters else file_of(self._weights)
 
     def loaded(self, target: Target) -> nn.Module:
         """The model with its weights, on the device of the target."""

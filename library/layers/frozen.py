@@ -43,6 +43,11 @@ class Frozen(torch.autograd.Function):
         return ctx.layer.input_gradient(gradient, ctx.shape).to(ctx.dtype), None
 
 
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether something, such as an adapter, stands in the layer's place."""
+    return "forward" in vars(layer)
+
+
 def conv2d_input_gradient(layer: nn.Conv2d, weight: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of the input of a convolution with this weight and the layer's geometry."""
     return nn.grad.conv2d_input(shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups)

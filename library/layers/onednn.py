@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.layers.frozen import FrozenLayer, conv2d_input_gradient
+from library.layers.frozen import FrozenLayer, conv2d_input_gradient, is_adapted
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def compute_with_onednn(model: nn.Module) -> None:
             logger.warning("frozen layers are computed as PyTorch does, which is slower: %s", problem)
             return
     for layer in layers:
-        if "forward" not in vars(layer) and layer.weight.dtype in TOLERANCES:
+        if not is_adapted(layer) and layer.weight.dtype in TOLERANCES:
             convert(layer)
 
 

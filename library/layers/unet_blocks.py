@@ -12,7 +12,7 @@ from diffusers.models import attention, resnet, transformers
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from library.layers.frozen import FrozenLayer, conv2d_input_gradient
+from library.layers.frozen import FrozenLayer, conv2d_input_gradient, is_adapted
 from library.layers.geglu import geglu
 from library.layers.made_again import MadeAgain
 from library.layers.norms import group_norm, layer_norm
@@ -126,11 +126,6 @@ class Conv2d(FrozenLayer, nn.Conv2d):
 
     def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
         return conv2d_input_gradient(self, self.weight.to(gradient.dtype), gradient, shape)
-
-
-def is_adapted(layer: nn.Module) -> bool:
-    """Whether an adapter stands in the layer's place; others keep nothing of their inputs."""
-    return "forward" in vars(layer)
 
 
 def tokens_of(pictures: Tensor) -> Tensor:
