@@ -10,7 +10,15 @@ ROOT = Path(__file__).parents[1]
 # From low to high: a module imports from its own row and from the rows above it here. A name stands for the module and
 # everything inside it; of two that match, the longer one counts.
 LAYERS: list[tuple[str, ...]] = [
-    ("library", "library.errors", "library.files", "library.secrets", "library.signatures", "library.texts"),
+    (
+        "library",
+        "library.errors",
+        "library.files",
+        "library.safetensors_header",
+        "library.secrets",
+        "library.signatures",
+        "library.texts",
+    ),
     ("library.options", "library.network_files"),
     ("library.logs", "library.families", "library.dataset", "library.layers"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
@@ -55,6 +63,7 @@ TORCH_FREE = (
     "library.preflight",
     "library.report",
     "library.recipes.debug_dataset",
+    "library.safetensors_header",
     "library.secrets",
     "library.signatures",
     "library.recipes.overview",
@@ -77,6 +86,7 @@ TORCH_FREE = (
     "networks.lora_arguments",
     "tools.benchmark",
     "tools.install",
+    "tools.show_metadata",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from library.errors import UserError, first_line
 from library.families.kinds import KINDS, PIPELINE_KINDS, Shapes, kind_of_shapes
+from library.safetensors_header import read_header
 from library.texts import read_json
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 POINTER_START = b"version https://git-lfs"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 MAX_PICKLE_BYTES = 20_000_000  # of the index of a torch file; large models have about 1 MB
 SD2_TEXT_LAYERS = 23  # of the 24 in its files: it was trained with the output of the last but one
 
@@ -49,7 +49,7 @@ def read_shapes(path: Path, flag: str) -> Shapes:
     """Weight names and shapes of a checkpoint file (shape None where a pickle does not tell)."""
     refuse_pointer(path, flag)
     if path.suffix.lower() == ".safetensors":
-        return _shapes_of_safetensors(path, flag)
+        return read_header(path, flag).shapes
     return dict.fromkeys(_names_in_pickle(path, flag))
 
 
@@ -106,34 +106,6 @@ def read_json_object(path: Path, flag: str) -> dict:
         return dict(read_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{flag}: {path} is broken; get the model again") from None
-
-
-def _shapes_of_safetensors(path: Path, flag: str) -> Shapes:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_size > min(size - 8, MAX_HEADER_BYTES):
-            raise UserError(f"{flag}: {path} is not a safetensors file or was cut off ({size} bytes); get it again")
-        try:
-            header = read_json(file.read(header_size).decode())
-            header.pop("__metadata__", None)
-            shapes = {name: _sizes(entry["shape"]) for name, entry in header.items()}
-            ends = [_sizes(entry["data_offsets"])[1] for entry in header.values()]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise UserError(f"{flag}: {path} has a broken safetensors header; get the file again") from None
-    expected = 8 + header_size + max(ends, default=0)
-    if size < expected:
-        raise UserError(
-            f"{flag}: {path} is cut off: its header promises {expected} bytes, it has {size}; get the file again"
-        )
-    return shapes
-
-
-def _sizes(values: list[int]) -> tuple[int, ...]:
-    """A shape, or two ends of data; ValueError where it is none."""
-    if not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"{values} are no sizes")
-    return tuple(values)
 
 
 def is_zip(path: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from library.errors import UserError
 from library.options.config_file import Given, config_path, read_config, rename_aliases, write_config
 from library.options.convert import LISTS_JOINED_BY_COMMA, Mismatch, convert, is_unset
-from library.options.fields import Flag, OptionGroup, flags_of
+from library.options.fields import REQUIRED, Flag, OptionGroup, flags_of
 from library.options.groups import ConfigOptions
 from library.options.honoured import refusals_for
 from library.options.imports import translate
@@ -54,12 +54,22 @@ class Reading:
         except Mismatch as mismatch:
             self.failed.add(name)
             shown = HIDDEN if flag.is_secret else _shown(given.value)
-            self.problems.append(f"{_place(name, given.source)} must be {mismatch}, got {shown}")
+            self.problems.append(f"{_place(flag, given.source)} must be {mismatch}, got {shown}")
             return
         self.values[name] = value
         self.sources.pop(name, None)
         if not is_unset(given.value):
             self.sources[name] = given.source
+
+    def add_missing(self) -> bool:
+        """Note what must be given and was not; True if there is any."""
+        missing = [
+            flag
+            for name, flag in self.flags.items()
+            if flag.default is REQUIRED and self.values.get(name) in (None, REQUIRED)
+        ]
+        self.problems += [f"{flag.label} is needed: {flag.help}" for flag in missing if flag.name not in self.failed]
+        return bool(missing)
 
 
 def read_options(
@@ -79,6 +89,7 @@ def read_options(
         _read_file(reading, config_file.value, "strict_config" in command_line)
     for name, given in command_line.items():
         reading.add(name, given)
+    _raise_if_any(reading.problems if reading.add_missing() else [])
     options = options_type(**reading.values, sources=reading.sources)
     if writes_config:
         _raise_if_any(reading.problems + ConfigOptions.check(options))
@@ -95,13 +106,24 @@ def read_options(
 
 def build_parser(options_type: type) -> argparse.ArgumentParser:
     """A parser that yields what the user wrote, as text, of the options that were given."""
-    parser = _Parser(description=options_type.__doc__, usage="%(prog)s [--config_file PATH] [--FLAG [VALUE ...]] ...")
+    flags = flags_of(options_type)
+    parser = _Parser(description=options_type.__doc__, usage=_usage(flags))
     sections = {}
-    for flag in flags_of(options_type).values():
+    for flag in flags.values():
         if flag.group not in sections:
-            sections[flag.group] = parser.add_argument_group(flag.group.__doc__)
-        sections[flag.group].add_argument(f"--{flag.name}", **_argparse_arguments(flag))
+            sections[flag.group] = parser.add_argument_group(_title(flag.group, options_type))
+        names = [flag.name] if flag.is_positional else [f"--{flag.name}", *flag.spellings]
+        sections[flag.group].add_argument(*names, **_argparse_arguments(flag))
     return parser
+
+
+def _title(group: type, options_type: type) -> str | None:
+    return group.__doc__ if group is not options_type else None  # which is said above already
+
+
+def _usage(flags: dict[str, Flag]) -> str:
+    words = ["%(prog)s", *(flag.name for flag in flags.values() if flag.is_positional)]
+    return " ".join([*words, *(["[--config_file PATH]"] if "config_file" in flags else []), "[--FLAG [VALUE ...]] ..."])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,11 +134,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _argparse_arguments(flag: Flag) -> dict[str, Any]:
-    shown_default = "" if flag.default in (None, False, "") else f" (default: {flag.default})"
+    shown_default = "" if flag.default in (None, False, "", REQUIRED) else f" (default: {flag.default})"
     arguments = {"help": (flag.help + shown_default).replace("%", "%%"), "default": argparse.SUPPRESS}
     if flag.kind == "bool":
         return {**arguments, "action": "store_true"}
     choices = "{" + ",".join(str(choice) for choice in flag.choices) + "}" if flag.choices else None
+    if flag.is_positional:
+        return {**arguments, "nargs": "*" if flag.is_list else "?"}  # what is missing is told with all other problems
     arguments["metavar"] = choices or META_VARIABLES[flag.kind]
     return {**arguments, "action": _GivenOnce, **({"nargs": "*"} if flag.is_list else {})}
 
@@ -237,8 +261,8 @@ def _nearest(name: str, flags: dict[str, Flag], prefix: str = "") -> str:
     return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
-def _place(name: str, source: str) -> str:
-    return f"--{name}" if source == COMMAND_LINE else f"{source}: {name}"
+def _place(flag: Flag, source: str) -> str:
+    return flag.label if source == COMMAND_LINE else f"{source}: {flag.name}"
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()  # the default of what must be given
+
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
 
 
@@ -17,13 +19,24 @@ def option(
     flag_type: str | None = None,
     choices: tuple | None = None,
     aliases: tuple[str, ...] = (),
+    spellings: tuple[str, ...] = (),
+    is_positional: bool = False,
     is_secret: bool = False,
 ) -> Any:
     """A dataclass field that is a flag; its kind comes from the annotation unless `flag_type` names it.
 
-    The value of a secret is never written anywhere.
+    `spellings` are further flags for it on the command line ("-o"). A positional one is given without its name, and
+    must be given where its default is `REQUIRED`. The value of a secret is never written anywhere.
     """
-    metadata = {"help": help, "flag_type": flag_type, "choices": choices, "aliases": aliases, "is_secret": is_secret}
+    metadata = {
+        "help": help,
+        "flag_type": flag_type,
+        "choices": choices,
+        "aliases": aliases,
+        "spellings": spellings,
+        "is_positional": is_positional,
+        "is_secret": is_secret,
+    }
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
@@ -50,8 +63,15 @@ class Flag:
     help: str
     choices: tuple | None
     aliases: tuple[str, ...]  # names other tools use for it in configuration files
+    spellings: tuple[str, ...]  # further flags for it on the command line
+    is_positional: bool
     is_secret: bool  # its value is never written anywhere
     group: type
+
+    @property
+    def label(self) -> str:
+        """How a sentence names it: --NAME, or the NAME of a positional one."""
+        return self.name if self.is_positional else f"--{self.name}"
 
 
 def flags_of(options_type: type) -> dict[str, Flag]:
@@ -76,6 +96,8 @@ def _flag(group: type, annotation: Any, declared: Any) -> Flag:
         help=metadata["help"],
         choices=metadata["choices"],
         aliases=metadata["aliases"],
+        spellings=metadata["spellings"],
+        is_positional=metadata["is_positional"],
         is_secret=metadata["is_secret"],
         group=group,
     )
