@@ -29,7 +29,7 @@ def folders(tmp_path):
     return tmp_path
 
 
-def build(folders, reg=False, enable_bucket=True, batch_size=1, **subset_options):
+def build(folders, reg=False, enable_bucket=True, batch_size=1, fast_jpeg=False, **subset_options):
     subsets = [SubsetOptions(image_dir=folders / "2_cat", num_repeats=2, **subset_options)]
     if reg:
         subsets.append(SubsetOptions(image_dir=folders / "1_animal", is_reg=True))
@@ -41,6 +41,7 @@ def build(folders, reg=False, enable_bucket=True, batch_size=1, **subset_options
         bucket_reso_steps=8,
         train_batch_size=batch_size,
         prior_loss_weight=0.25,
+        fast_jpeg=fast_jpeg,
     )
     scanned = replace(scan(subsets), specs=[spec_from_flags(options)])
     return TrainingDataset(scanned, options, seed=7, max_train_steps=10)
@@ -197,3 +198,20 @@ def test_everything_but_dataset_py_needs_no_torch():
     imports = "; ".join(f"import library.dataset.{module}" for module in modules)
     code = f"{imports}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_latents_of_jpegs_read_fast_are_told_from_others(folders):
+    """Only of those that are reduced: cached latents of all others fit with and without --fast_jpeg."""
+    blue = Image.new("RGB", (300, 260), "blue")
+    blue.save(folders / "2_cat" / "0.jpg")
+    blue.resize((66, 64)).save(folders / "2_cat" / "1.JPG")
+    plain, fast = build(folders), build(folders, fast_jpeg=True)
+    names = [record.path.name for record in plain.scanned.records]
+    differ = [
+        name
+        for index, name in enumerate(names)
+        if plain.wanted_latents(index).resized != fast.wanted_latents(index).resized
+    ]
+    assert differ == ["0.jpg"]
+    index = names.index("0.jpg")
+    assert (plain.image(index) - fast.image(index)).abs().max() < 0.05

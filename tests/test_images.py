@@ -146,3 +146,22 @@ def test_model_input_runs_from_minus_one_to_one():
     pixels = to_model_input(image)
     assert (pixels.shape, pixels.dtype) == ((3, 2, 3), np.float32)
     assert pixels[:, 0, 0] == pytest.approx([1, -1, -0.6])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_fast_jpeg_is_no_smaller_than_asked_for_and_looks_the_same(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((800, 600), Image.BICUBIC)
+    noise.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    wanted_wh = (190, 140) if orientation == 1 else (140, 190)
+    fast = load_image(tmp_path / "x.jpg", at_least_wh=wanted_wh)
+    assert fast.shape == ((150, 200, 3) if orientation == 1 else (200, 150, 3))  # a quarter; an eighth is too small
+    small, full = (resize(image, wanted_wh) for image in (fast, load_image(tmp_path / "x.jpg")))
+    assert np.abs(small.astype(int) - full).mean() < 1.5
+
+
+def test_only_jpegs_are_read_fast(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "x.png")
+    assert np.array_equal(load_image(tmp_path / "x.png", at_least_wh=(6, 4)), gradient())

@@ -56,7 +56,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.prior_loss_weight: float = options.prior_loss_weight
         self.choices: list[BucketChoice] = choose_buckets_of(scanned)
         self.repeats: list[int] = repeats_of(scanned)
-        self.views = Views(scanned, self.choices, max_train_steps)
+        self.views = Views(scanned, self.choices, max_train_steps, options.fast_jpeg)
         self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
         self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
         self.texts: dict[int, TextOutputs] = {}  # record -> text encoder outputs kept in memory
@@ -147,13 +147,12 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
     def wanted_latents(self, index: int) -> WantedLatents:
         """What a record's latents must be, wherever they come from."""
         record, choice = self.scanned.records[index], self.choices[index]
-        width, height = choice.resized_wh
         return WantedLatents(
             picture=record.path,
             original_size_wh=record.size_wh,
             bucket_wh=choice.bucket_wh,
             crop_ltrb=choice.crop_ltrb,
-            resized=f"{width}x{height} {self._subset(index).resize_interpolation or 'default'}",
+            resized=self.views.resizing(index),
             mirrored=self._subset(index).flip_aug,
             masked=self.is_masked(index),
             mask=record.mask_path,

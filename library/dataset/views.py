@@ -31,10 +31,13 @@ class View:
 class Views:
     """Gives the View of a Draw; everything random about it comes from the draw's seed."""
 
-    def __init__(self, scanned: ScannedDataset, choices: Sequence[BucketChoice], max_train_steps: int):
+    def __init__(
+        self, scanned: ScannedDataset, choices: Sequence[BucketChoice], max_train_steps: int, fast_jpeg: bool = False
+    ):
         self.scanned = scanned
         self.choices = choices
         self.max_train_steps = max_train_steps
+        self.fast_jpeg = fast_jpeg
 
     def view(self, draw: Draw, with_picture: bool = True) -> View:
         """What the draw's step sees; without its picture, which then is not read, where there are latents of it."""
@@ -63,8 +66,8 @@ class Views:
         Crops are centred without rng; with it, as the subset says.
         """
         record, choice, subset = self.scanned.records[index], self.choices[index], self.subset(index)
-        image = _read(images.load_image, record.path)
         resized_wh, left_top = self._face_crop(index, rng) if rng else (choice.resized_wh, None)
+        image = _read(images.load_image, record.path, False, resized_wh if self.fast_jpeg else None)
         sizes = (resized_wh, choice.bucket_wh)
         random_crop = rng if subset.random_crop else None
         pixels, left_top = images.resize_and_crop(image, *sizes, subset.resize_interpolation, random_crop, left_top)
@@ -73,6 +76,14 @@ class Views:
         from_alpha = record.mask_path is None
         mask = _read(images.load_mask, record.path if from_alpha else record.mask_path, from_alpha)
         return pixels, images.fit_mask(mask, *sizes, left_top)
+
+    def resizing(self, index: int) -> str:
+        """How a record's picture gets the size that it is cropped from: "597x448 area"."""
+        (width, height), (from_width, from_height) = self.choices[index].resized_wh, self.scanned.records[index].size_wh
+        is_reduced = self.fast_jpeg and min(from_width // width, from_height // height) > 1
+        is_fast = is_reduced and self.scanned.records[index].path.suffix.lower() in (".jpg", ".jpeg")
+        interpolation = self.subset(index).resize_interpolation or "default"
+        return f"{width}x{height} {interpolation}{' of a fast JPEG' if is_fast else ''}"
 
     def is_masked(self, index: int) -> bool:
         """Whether a mask weighs the loss of this record."""

@@ -160,6 +160,10 @@ class DatasetOptions(OptionGroup):
         "how pictures are resized; area to shrink and lanczos to enlarge when not given",
         choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"),
     )
+    fast_jpeg: bool = option(
+        False,
+        "decode large JPEGs at a half, a quarter or an eighth where the bucket is no larger; pixels differ by about 1",
+    )
 
     cache_latents: bool = option(False, "run the VAE once over the pictures and keep the latents in memory")
     cache_latents_to_disk: bool = option(False, "as --cache_latents, and keep them in files beside the pictures")

@@ -23,7 +23,7 @@ def show_dataset(options: TrainNetworkOptions, checked: Preflight) -> list[Path]
     if options.seed is None:
         logger.info("without --seed every run has its own order; this is that of --seed 0")
     seed, plan = options.seed or 0, checked.plan
-    views = Views(checked.scanned, checked.choices, plan.max_train_steps)
+    views = Views(checked.scanned, checked.choices, plan.max_train_steps, options.fast_jpeg)
     sampler = sampler_of(checked.scanned, checked.choices, checked.repeats, seed, plan.accumulation, plan.num_processes)
     batches = list(sampler)
     numbers = chosen_batches(batches, views)
