@@ -112,11 +112,13 @@ class LimitedNorms:
     norms: Tensor  # [adapters], those of the changes as they are now
     scaled: Tensor  # [adapters], whether they were larger before
 
-    def logged(self) -> dict[str, float]:
-        """The values that kohya logs, under its names."""
-        num_scaled, largest, mean = torch.stack(
-            [self.scaled.float().sum(), self.norms.max(), self.norms.mean()]
-        ).tolist()
+    def values(self) -> Tensor:
+        """How many were scaled, the largest norm and the mean, [3] on the device."""
+        return torch.stack([self.scaled.float().sum(), self.norms.max(), self.norms.mean()])
+
+    def logged(self, values: Tensor | None = None) -> dict[str, float]:
+        """What kohya logs, under its names; of `values` that are on the host already where they are given."""
+        num_scaled, largest, mean = (self.values() if values is None else values).tolist()
         return {"max_norm/keys_scaled": num_scaled, "max_norm/max_key_norm": largest, "norm/avg_key_norm": mean}
 
 
@@ -154,19 +156,27 @@ class AdapterNetwork(nn.Module):
             adapter.merge(multiplier)
 
     @torch.no_grad()
-    def limit_norms(self, max_norm: float, wanted: Tensor | bool = True) -> "LimitedNorms":
+    def limit_norms(self, max_norm: float, wanted: Tensor | bool = True) -> LimitedNorms:
         """Scale every change down to `max_norm` where its norm is larger (`--scale_weight_norms`).
 
         Nothing changes where `wanted` is false, which only the device may know.
         """
-        norms = torch.stack([adapter.norm() for adapter in self.adapters()])  # [adapters]
+        norms = self.norms()
         bounded = norms.clamp(min=max_norm / 2)  # so that a new network's 0 divides nothing
         ratios = bounded.clamp(max=max_norm) / bounded
         if wanted is not True:
             ratios = torch.where(wanted, ratios, 1.0)
+        self.rescale(ratios)
+        return LimitedNorms(norms * ratios, ratios != 1)
+
+    def norms(self) -> Tensor:
+        """The Frobenius norms of the changes of weights, [adapters]."""
+        return torch.stack([adapter.norm() for adapter in self.adapters()])
+
+    def rescale(self, ratios: Tensor) -> None:
+        """Multiply each change by its ratio, [adapters]."""
         for adapter, ratio in zip(self.adapters(), ratios.unbind(), strict=True):
             adapter.rescale(ratio)
-        return LimitedNorms(norms * ratios, ratios != 1)
 
     def param_groups(self, text_encoder_lr: float | Sequence[float], unet_lr: float) -> list[dict]:
         """Optimizer groups with `params`, `lr` and `name` (as kohya logs them); a part with rate 0 is left out."""

@@ -131,11 +131,14 @@ class ReportedNorms:
     mean: float
     largest: float
 
-    def logged(self) -> dict[str, float]:
-        """The values that kohya logs, under its names."""
-        values = self.num_scaled, self.largest, self.mean
+    def values(self) -> Tensor:
+        """[3], as of `LimitedNorms`."""
+        return torch.tensor([float(self.num_scaled), float(self.largest), float(self.mean)])
+
+    def logged(self, values: Tensor | None = None) -> dict[str, float]:
+        """What kohya logs, under its names."""
         names = "max_norm/keys_scaled", "max_norm/max_key_norm", "norm/avg_key_norm"
-        return {name: float(value) for name, value in zip(names, values, strict=True)}
+        return dict(zip(names, (self.values() if values is None else values).tolist(), strict=True))
 
 
 class ExternalNetwork(nn.Module):

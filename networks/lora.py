@@ -22,6 +22,7 @@ from networks.lora_arguments import DEFAULT_RANK, RANK_ARGUMENTS, read
 from networks.lora_arguments import check_arguments as check_arguments
 from networks.lora_arguments import wants_convolutions as wants_convolutions
 from networks.lora_function import LoraFunction, hidden_of
+from networks.lora_norms import norms_of
 from networks.param_groups import LearningRateRules
 from networks.shared_input import SharedInput, share_input
 
@@ -30,6 +31,14 @@ logger = logging.getLogger(__name__)
 
 class LoraNetwork(AdapterNetwork):
     """LoRA on all targets; where weights are in one buffer, layers that read the same tensor compute together."""
+
+    def norms(self) -> Tensor:
+        return norms_of(self.adapters())
+
+    def rescale(self, ratios: Tensor) -> None:
+        roots = ratios.sqrt().unbind()  # the change is linear in each of two matrices
+        matrices = [(adapter.lora_down.weight, adapter.lora_up.weight) for adapter in self.adapters()]
+        torch._foreach_mul_([matrix for pair in matrices for matrix in pair], [root for root in roots for _ in "AB"])
 
     def flatten(self, groups: Sequence[dict], dtype: torch.dtype) -> None:
         super().flatten(groups, dtype)
@@ -128,12 +137,6 @@ class LoraAdapter(Adapter):
         down, up = self.lora_down.weight, self.lora_up.weight
         product = up.flatten(1) @ down.flatten(1)
         return (product * self.scale).view(self.base.weight.shape)
-
-    def norm(self) -> Tensor:
-        """The norm of B A, from matrices as small as the rank: |BA|^2 = tr(B^T B A A^T)."""
-        down, up = self.lora_down.weight.flatten(1).float(), self.lora_up.weight.flatten(1).float()
-        square = ((up.T @ up) * (down @ down.T)).sum()  # both are symmetric
-        return square.clamp(min=0).sqrt() * abs(self.scale)
 
     def plus_parameters(self) -> list[nn.Parameter]:
         return [self.lora_up.weight]

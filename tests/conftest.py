@@ -14,6 +14,8 @@ import pytest
 
 CACHE = tempfile.TemporaryDirectory(prefix="athanor-tests-")  # gone with the process
 os.environ["ATHANOR_CACHE_DIR"] = CACHE.name
+for name in ("TMPDIR", "TEMP", "TMP"):  # of programs that tests start, whose bugs leave tracebacks there
+    os.environ[name] = CACHE.name
 RUNS_SLOW_TESTS = os.environ.get("ATHANOR_SLOW_TESTS") == "1"
 
 

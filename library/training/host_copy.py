@@ -15,8 +15,12 @@ class HostCopy:
             self.event = torch.cuda.Event()
             self.event.record()
 
-    def item(self) -> float:
-        """The one value there is."""
+    def read(self) -> Tensor:
+        """The values on the host."""
         if self.event is not None:
             self.event.synchronize()
-        return self.values.item()
+        return self.values
+
+    def item(self) -> float:
+        """The one value there is."""
+        return self.read().item()

@@ -19,6 +19,7 @@ from library.pictures import write_picture
 from library.training.divergence import is_whole, likely_cause
 from library.training.forward_backward import ForwardBackward
 from library.training.gradients import Gradients, gradients_of
+from library.training.host_copy import HostCopy
 from library.training.metadata import TrainingMetadata
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
@@ -84,7 +85,11 @@ class NetworkRecipe:
             self.limited_norms = self.network.limit_norms(self.options.scale_weight_norms, taken)
 
     def metrics(self) -> Callable[[], dict[str, float]]:
-        return self.limited_norms.logged if self.limited_norms else dict
+        limited = self.limited_norms
+        if not limited:
+            return dict
+        values = HostCopy(limited.values())
+        return lambda: limited.logged(values.read())
 
     def cause_of_nan(self, batches: list[Batch]) -> str | None:
         return likely_cause(self.family, self.network, batches, self.options)

@@ -52,7 +52,7 @@ class Outcomes:
     def add(self, step: int, batches: list[Batch], losses: list[HostCopy], taken: Tensor | bool) -> None:
         """A step that was queued; tells those that are done by now."""
         rates = self.recipe.learning_rates() if self.accelerator.trackers else {}
-        metrics = self.recipe.metrics()
+        metrics = self.recipe.metrics() if self.accelerator.trackers else dict
         logged = lambda: {f"lr/{name}": rate for name, rate in rates.items()} | metrics()  # noqa: E731
         known = HostCopy(taken) if isinstance(taken, Tensor) else taken
         self.under_way.append(Outcome(step, batches, losses, known, logged))
