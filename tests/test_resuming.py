@@ -24,6 +24,7 @@ from library.options.groups import SavingOptions
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OPTIMIZERS, find_spec
 from library.training.plan import StepPlan
+from library.training.precision import build_accelerator
 from library.training.resuming import newest_state, read_state, resumed_state
 from library.training.run_files import RunFiles
 from library.training.saving import LoopState, OutputNames, SkipCount
@@ -126,6 +127,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_curves(variant, tiny_folder,
         assert weights_equal(whole, tmp_path / name / "lora.safetensors")
         parts = all_curves(tmp_path / f"{logs} a", tmp_path / f"{logs} b")
         assert parts == all_curves(tmp_path / "logs 1")
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit"])
+def test_the_scale_of_fp16_goes_on_where_it_was(optimizer, tiny_folder, pictures, tmp_path, monkeypatch):
+    """A scaler on the CPU, for want of a GPU: it grows every third step until it is too high."""
+
+    def with_scaler(options):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = build_accelerator(options)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=3)
+        return accelerator
+
+    monkeypatch.setattr("library.recipes.network.build_accelerator", with_scaler)
+    options = COMMON | dict(optimizer_type=optimizer, max_grad_norm=0.5, network_train_unet_only=True)
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "whole", save_state=True, **options))
+    with ctrl_c_in_batch(10), pytest.raises(Stopped):
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / "parts", **options))
+    train(tiny.arguments(tiny_folder, pictures, tmp_path / "parts", save_state=True, resume="auto", **options))
+    scales = [torch.load(tmp_path / name / "lora-state" / "scaler.pt") for name in ("whole", "parts")]
+    assert scales[0] == scales[1]
+    assert scales[0]["_growth_tracker"] or scales[0]["scale"] != 2.0**126  # it has moved
+    assert weights_equal(*(tmp_path / name / "lora.safetensors" for name in ("whole", "parts")))
 
 
 def test_after_a_stop_the_same_files_are_left_as_without(tiny_folder, pictures, tmp_path):
