@@ -142,7 +142,7 @@ def test_what_is_random_is_the_same_and_a_run_resumes_on_another_number_of_proce
     shutil.copytree(tmp_path / "one" / state, tmp_path / "two after one, 0" / state)
     later = arguments("two after one, RANK", 1, resume="auto")  # so that only the first process finds the state
     config = ("--config_file", str(CONFIGS / "two_gpus.yaml"))
-    in_two_processes({"runs": [shared, later]}, tmp_path, config)
+    in_two_processes({"runs": [shared, later], "late": 1}, tmp_path, config)  # steps are told one late, as on a GPU
     train(arguments("one after two", 2, resume=tmp_path / "two" / state))
     wanted = tmp_path / "one" / "lora.safetensors"
     for name in ("two", "two after one, 0", "one after two"):

@@ -23,6 +23,7 @@ from library.errors import Stopped, UserError
 from library.options.groups import SavingOptions
 from library.training.network_recipe import NetworkRecipe
 from library.training.optimizers import OPTIMIZERS, find_spec
+from library.training.outcomes import LATE
 from library.training.plan import StepPlan
 from library.training.precision import build_accelerator
 from library.training.resuming import newest_state, read_state, resumed_state
@@ -127,6 +128,31 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_curves(variant, tiny_folder,
         assert weights_equal(whole, tmp_path / name / "lora.safetensors")
         parts = all_curves(tmp_path / f"{logs} a", tmp_path / f"{logs} b")
         assert parts == all_curves(tmp_path / "logs 1")
+
+
+def test_steps_that_the_host_learns_late_change_nothing(tiny_folder, pictures, tmp_path, monkeypatch):
+    """As on a GPU: files, curves and states of a run whose steps are told when two more are under way."""
+    options = COMMON | dict(scale_weight_norms=0.01, save_every_n_steps=3, save_state=True)
+
+    def run(name: str, **more) -> None:
+        where = dict(logging_dir=tmp_path / f"logs {name}")
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / name, **(options | where | more)))
+
+    run("whole")
+    monkeypatch.setitem(LATE, "cpu", 2)
+    run("late")
+    with ctrl_c_in_batch(11), pytest.raises(Stopped, match="stopped at step 11 of"):
+        run("parts")
+    run("parts", resume="auto", logging_dir=tmp_path / "logs rest")
+    assert all_curves(tmp_path / "logs late") == all_curves(tmp_path / "logs whole")
+    assert all_curves(tmp_path / "logs parts", tmp_path / "logs rest") == all_curves(tmp_path / "logs whole")
+    for name in ("late", "parts"):
+        assert weights_equal(tmp_path / "whole" / "lora.safetensors", tmp_path / name / "lora.safetensors")
+        facts = [
+            json.loads((tmp_path / folder / "lora-step00000012-state" / "train_state.json").read_text(encoding="utf-8"))
+            for folder in ("whole", name)
+        ]
+        assert facts[0]["losses"] == facts[1]["losses"]
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit"])

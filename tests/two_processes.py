@@ -16,6 +16,7 @@ from library.families.base import Batch
 from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
 from library.preflight import preflight
+from library.training import outcomes
 from library.training.gradients import SeparateGradients
 from library.training.loop import run
 from library.training.network_recipe import NetworkRecipe
@@ -95,6 +96,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     PartialState.destroy_process_group = lambda *_: None  # the next run needs it
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    outcomes.LATE["cpu"] = given.get("late", 0)
     facts = {"written": []}
     watch_files(facts["written"])
     if "toy" in given:
