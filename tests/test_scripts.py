@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/data/cli"
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in ("", "tools", "networks")
+    for folder in ("", "tools", "networks", "finetune")
     for path in (ROOT / folder).glob("*.py")
     if re.search(r"^OPTIONS = ", path.read_text(encoding="utf-8"), re.MULTILINE)
 )

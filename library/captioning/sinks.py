@@ -1,0 +1,61 @@
+"""Where captions go, and which pictures have theirs already: files beside the pictures, or one metadata file."""
+
+from pathlib import Path
+from typing import Protocol
+
+from library.captioning.listing import caption_path, read_caption
+from library.captioning.metadata import read_metadata, write_metadata
+from library.dataset.config import Size
+from library.files import write_text_whole
+
+
+class Sink(Protocol):
+    """Takes the captions of pictures."""
+
+    def has(self, picture: Path) -> bool: ...
+
+    def read(self, picture: Path) -> str: ...  # "" where there is none
+
+    def write(self, picture: Path, text: str, size_wh: Size) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CaptionFiles:
+    """A text file beside each picture."""
+
+    def __init__(self, extension: str):
+        self.extension = extension
+
+    def has(self, picture: Path) -> bool:
+        return caption_path(picture, self.extension).is_file()
+
+    def read(self, picture: Path) -> str:
+        return read_caption(caption_path(picture, self.extension)) if self.has(picture) else ""
+
+    def write(self, picture: Path, text: str, size_wh: Size) -> None:
+        write_text_whole(caption_path(picture, self.extension), f"{text}\n")
+
+    def close(self) -> None:
+        """Everything is written."""
+
+
+class MetadataFile:
+    """The key `tags` of one metadata file, written when all pictures are done, or what ends the script is."""
+
+    def __init__(self, path: Path, root: Path):
+        self.path = path
+        self.metadata = read_metadata(path if path.is_file() else None, root, full_path=True)
+
+    def has(self, picture: Path) -> bool:
+        return bool(self.read(picture))
+
+    def read(self, picture: Path) -> str:
+        return self.metadata.entries.get(self.metadata.key_of(picture), {}).get("tags") or ""
+
+    def write(self, picture: Path, text: str, size_wh: Size) -> None:
+        self.metadata.entry_of(picture).update(tags=text, image_size=list(size_wh))
+
+    def close(self) -> None:
+        if self.metadata.entries:
+            write_metadata(self.path, self.metadata.entries)

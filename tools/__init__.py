@@ -1,0 +1,1 @@
+"""Scripts around training; each is run by its path."""
