@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from library.captioning.spelling import spaced
 from library.captioning.tagger import model_input
-from library.captioning.tags import TagRules, TagTable, TagWriter, parse_replacements, spaced
+from library.captioning.tags import TagRules, TagTable, TagWriter, parse_replacements
 from library.dataset.metadata_file import read_entries
 from library.errors import UserError
 from tools.tag_images_by_wd14_tagger import main

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from library.captioning.listing import find_pictures, folder_problems
 from library.captioning.metadata import suffix_problems
 from library.captioning.sinks import CaptionFiles, MetadataFile, Sink
+from library.captioning.spelling import comparable
 from library.errors import UserError, counted, quoted_list, run_script
 from library.logs import start_logging
 from library.options.checks import at_least, conflict, shares
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def rules_of(options: TagOptions) -> "TagRules":
     """What the options say of tags."""
-    from library.captioning.tags import TagRules, comparable, parse_replacements
+    from library.captioning.tags import TagRules, parse_replacements
 
     own = {name: getattr(options, f"{name}_threshold") for name in THRESHOLDS}
     rating = "first" if options.use_rating_tags else "last" if options.use_rating_tags_as_last_tag else None

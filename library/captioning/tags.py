@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from library.captioning.spelling import comparable, spaced
 from library.errors import UserError
 from library.files import read_user_text
 
 # category in selected_tags.csv -> what it is; the numbers are Danbooru's, and 9 is the taggers' own
 CATEGORIES = {0: "general", 1: "artist", 3: "copyright", 4: "character", 5: "meta", 9: "rating"}
-KAOMOJI = re.compile(r"[^\w\s]*\w?[^\w\s]*_[^\w\s]*\w?[^\w\s]*", re.ASCII)  # ^_^ and (o)_(o), but not long_hair
 SERIES = re.compile(r"(?P<name>.+?)[ _]*\((?P<series>[^()]+)\)")  # "reimu_(touhou)"
 
 
@@ -55,16 +55,6 @@ def read_tag_table(path: Path) -> TagTable:
     if odd := [number for number in numbers if not number.isdecimal()]:
         raise UserError(f"{path}: category must be a number, got {odd[0]!r}")
     return TagTable([row["name"] or "" for row in rows], [CATEGORIES.get(int(n), f"category {n}") for n in numbers])
-
-
-def comparable(tag: str) -> str:
-    """A tag as it is compared: with blanks, whichever way it is written."""
-    return tag.replace("_", " ").strip()
-
-
-def spaced(tag: str) -> str:
-    """A tag with blanks instead of underscores, unless it is a face such as ^_^."""
-    return tag if KAOMOJI.fullmatch(tag) else tag.replace("_", " ")
 
 
 def parse_replacements(text: str) -> dict[str, str]:
