@@ -51,7 +51,7 @@ def disk_needs(
     plan: StepPlan,
 ) -> list[DiskNeed]:
     """The room that networks, states and caches take; what cannot be told beforehand is left out."""
-    needs = _output_needs(options, checkpoint, plan) + _cache_needs(options, family, scanned, choices)
+    needs = _output_needs(options, checkpoint, plan) + cache_needs(options, family, scanned, choices)
     return [need for need in needs if need.num_bytes]
 
 
@@ -125,9 +125,10 @@ def _output_needs(options: TrainNetworkOptions, checkpoint: CheckpointInfo, plan
     ]
 
 
-def _cache_needs(
+def cache_needs(
     options: TrainNetworkOptions, family: str, scanned: ScannedDataset, choices: Sequence[BucketChoice]
 ) -> list[DiskNeed]:
+    """The room that cached latents and text encoder outputs take beside the pictures."""
     if not (options.cache_latents_to_disk or writes_text(options, family)):
         return []
     latents: dict[str, dict[tuple, int]] = defaultdict(dict)

@@ -4,7 +4,7 @@ import io
 import re
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from library.files import write_bytes_whole
 
@@ -98,8 +98,10 @@ def labelled_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_
     return sheet
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG file."""
-    data = io.BytesIO()
-    picture.save(data, format="PNG")
+def write_picture(path: Path, picture: Image.Image, texts: dict[str, str] | None = None) -> None:
+    """Write a PNG file, with texts by name in it where there are any."""
+    data, info = io.BytesIO(), PngImagePlugin.PngInfo()
+    for name, text in (texts or {}).items():
+        info.add_itxt(name, text)
+    picture.save(data, format="PNG", pnginfo=info)
     write_bytes_whole(path, data.getbuffer())

@@ -166,7 +166,13 @@ def test_the_model_sees_bgr_in_the_middle_of_white():
 
 
 def test_faces_keep_their_underscores():
-    assert [spaced(tag) for tag in ("^_^", "(o)_(o)", "||_||", "o_o", "3_3")] == ["^_^", "(o)_(o)", "||_||", "o_o", "3_3"]
+    assert [spaced(tag) for tag in ("^_^", "(o)_(o)", "||_||", "o_o", "3_3")] == [
+        "^_^",
+        "(o)_(o)",
+        "||_||",
+        "o_o",
+        "3_3",
+    ]
     assert [spaced(tag) for tag in ("long_hair", "hair_over_one_eye", "x-ray_film")] == [
         "long hair", "hair over one eye", "x-ray film",
     ]  # fmt: skip

@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     options = read_options(OPTIONS, argv)
     rules = read_rules(Path(options.rules)) if options.rules else Rules()
     folder = Path(options.train_data_dir)
-    extension = options.caption_extension if options.caption_extension.startswith(".") else f".{options.caption_extension}"
+    extension = (
+        options.caption_extension if options.caption_extension.startswith(".") else f".{options.caption_extension}"
+    )
     paths = [caption_path(picture, extension) for picture in find_pictures(folder, options.recursive)]
     paths = sorted({path for path in paths if path.is_file()})
     require_any(len(paths), extension, folder)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from library.errors import UserError, first_line
 
@@ -40,6 +41,7 @@ class Captioner:
         dtype = torch.float32
         if self.device.type == "cuda":
             dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        disable_progress_bar()
         try:
             self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
             self.processor, self.tokenizer = _processor(folder)
