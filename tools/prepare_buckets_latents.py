@@ -5,7 +5,7 @@ python tools/prepare_buckets_latents.py pictures metadata.json with_buckets.json
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -60,18 +60,25 @@ OPTIONS = PrepareOptions
 
 def main(argv: list[str] | None = None) -> None:
     options = read_options(OPTIONS, argv)
+    try:
+        prepare(options)
+    except UserError as error:
+        raise type(error)(*map(renamed, error.problems)) from error
+
+
+def prepare(options: PrepareOptions) -> None:
+    """Write the metadata of all pictures, their latents, and the metadata with the buckets."""
+    from library.dataset.buckets import choose_buckets_of
+    from library.families.detect import inspect_checkpoint
+
+    caching = read_caching_options(words_of(options), "--cache_latents_to_disk")
+    inspect_checkpoint(options.model_name_or_path)
     root, out = Path(os.path.abspath(options.train_data_dir)), Path(options.out_json)
     metadata = read_metadata(Path(options.in_json), root, options.full_path)
     for picture in find_pictures(root, options.recursive):
         metadata.entry_of(picture)
     write_metadata(out, metadata.entries)
-    try:
-        (dataset,) = fill(read_caching_options(words_of(options), "--cache_latents_to_disk")).datasets
-    except UserError as error:
-        error.problems = [renamed(problem) for problem in error.problems]
-        raise
-    from library.dataset.buckets import choose_buckets_of
-
+    (dataset,) = fill(replace(caching, in_json=options.out_json)).datasets
     for record, choice in zip(dataset.records, choose_buckets_of(dataset), strict=True):
         sizes = dict(image_size=list(record.size_wh), train_resolution=list(choice.bucket_wh))
         metadata.entry_of(record.path).update(sizes)
@@ -84,7 +91,7 @@ def words_of(options: PrepareOptions) -> list[str]:
     given = {
         "pretrained_model_name_or_path": options.model_name_or_path,
         "train_data_dir": os.path.abspath(options.train_data_dir),
-        "in_json": options.out_json,
+        "in_json": options.in_json,
         "resolution": options.max_resolution,
         "vae_batch_size": options.batch_size,
         **{name: getattr(options, name) for name in SAME},
