@@ -20,12 +20,13 @@ LAYERS: list[tuple[str, ...]] = [
         "library.texts",
     ),
     ("library.options", "library.network_files"),
-    ("library.logs", "library.families", "library.dataset", "library.layers"),
+    ("library.logs", "library.families", "library.dataset", "library.layers", "library.captioning"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
     ("library.training",),
     (
+        "library.caching_preflight",
         "library.folders",
         "library.disk_space",
         "library.given_files",
@@ -40,6 +41,15 @@ LAYERS: list[tuple[str, ...]] = [
 # What must be there before torch is: all that `--help` and the checks of a run need.
 TORCH_FREE = (
     "train_network",
+    "finetune",
+    "library.caching_preflight",
+    "library.captioning.batches",
+    "library.captioning.cleaning",
+    "library.captioning.listing",
+    "library.captioning.metadata",
+    "library.captioning.sinks",
+    "library.captioning.tagger",
+    "library.captioning.tags",
     "library.dataset.sheet",
     "library.disk_space",
     "library.errors",
@@ -85,8 +95,16 @@ TORCH_FREE = (
     "networks.external_arguments",
     "networks.lora_arguments",
     "tools.benchmark",
+    "tools.cache_latents",
+    "tools.cache_text_encoder_outputs",
+    "tools.clean_captions",
     "tools.install",
+    "tools.make_captions",
+    "tools.make_regularization_images",
+    "tools.merge_captions_to_metadata",
+    "tools.prepare_buckets_latents",
     "tools.show_metadata",
+    "tools.tag_images_by_wd14_tagger",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")
 
@@ -98,7 +116,7 @@ def module_name(path: Path) -> str:
 
 SOURCES = {
     module_name(path): path
-    for pattern in ("library/**/*.py", "networks/**/*.py", "tools/**/*.py", "*.py")
+    for pattern in ("library/**/*.py", "networks/**/*.py", "tools/**/*.py", "finetune/*.py", "*.py")
     for path in ROOT.glob(pattern)
 }
 
@@ -183,7 +201,7 @@ def test_library_never_imports_a_network_by_name():
 
 
 def test_nothing_imports_a_script_but_the_one_that_names_its_family():
-    scripts = {name for name in SOURCES if not name.startswith(("library", "networks", "tools"))}
+    scripts = {name for name in SOURCES if not name.startswith(("library", "networks", "tools", "finetune"))}
     guilty = {name: others & scripts for name, others in OURS.items() if others & scripts}
     assert guilty.pop("sdxl_train_network") == {"train_network"}
     assert "train_network" in scripts
@@ -216,4 +234,4 @@ def test_training_itself_is_seen_to_load_torch():
 
 def test_every_name_of_the_tables_is_a_module():
     named = {name for names in LAYERS for name in names} | set(TORCH_FREE)
-    assert named - SOURCES.keys() <= {"scripts"}
+    assert named - SOURCES.keys() <= {"scripts", "finetune"}

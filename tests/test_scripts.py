@@ -45,7 +45,7 @@ def test_it_takes_kohyas_flag_with_its_type_and_default(script: str, entry: dict
     assert {*entry["flags"]} <= {flag.label, *flag.spellings}
     untyped = None if entry["nargs"] == 0 else "str"  # what argparse makes of a flag that names no type
     wanted = {"Path": "str", None: untyped}.get(entry["type"], entry["type"])
-    assert {"bool": None, "path": "str"}.get(flag.kind, flag.kind) == wanted
+    assert {"bool": None, "path": "str", "prompts": "str"}.get(flag.kind, flag.kind) == wanted
     assert flag.is_list == (entry["nargs"] in ("*", "+"))
     if not entry["required"]:
         assert flag.default in (entry["default"], REQUIRED)  # what kohya's script fails without may be required here

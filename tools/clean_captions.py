@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.captioning.cleaning import Rules, clean_text, read_rules
-from library.captioning.listing import caption_path, find_pictures, folder_problems, read_caption
+from library.captioning.listing import caption_path, find_pictures, folder_problems, read_captions
 from library.captioning.metadata import require_any
 from library.errors import counted, one_line, run_script
 from library.files import write_text_whole
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     paths = [caption_path(picture, extension) for picture in find_pictures(folder, options.recursive)]
     paths = sorted({path for path in paths if path.is_file()})
     require_any(len(paths), extension, folder)
-    old = {path: read_caption(path) for path in paths}
+    old = read_captions(paths)
     new = {path: text for path, before in old.items() if (text := clean_text(before, rules)) != before}
     if options.dry_run:
         show(folder, old, new)

@@ -109,16 +109,17 @@ def model_problems(label: str, model: str) -> list[str]:
     return [f"{label}: {given}; nothing is downloaded here: give the folder of a model that transformers reads"]
 
 
-def files_of(options: CaptioningOptions) -> CaptionFiles:
+def files_of(options: CaptioningOptions, pictures: list[Path]) -> CaptionFiles:
     """Where captions go."""
     older = isinstance(options, MakeCaptionsOptions) and options.caption_extention
     extension = caption_extension(options) if older else options.caption_extension
-    return CaptionFiles(extension if extension.startswith(".") else f".{extension}")
+    return CaptionFiles(extension if extension.startswith(".") else f".{extension}", pictures)
 
 
 def pictures_to_caption(options: CaptioningOptions) -> list[Path]:
     """The pictures that have no caption yet, or with --overwrite all."""
-    pictures, files = find_pictures(Path(options.train_data_dir), options.recursive), files_of(options)
+    pictures = find_pictures(Path(options.train_data_dir), options.recursive)
+    files = files_of(options, pictures)
     waiting = pictures if options.overwrite else [picture for picture in pictures if not files.has(picture)]
     if done := len(pictures) - len(waiting):
         logger.info("%d of %d have captions already; --overwrite makes them anew", done, len(pictures))
@@ -136,7 +137,7 @@ def caption_pictures(options: CaptioningOptions, pictures: list[Path], captioner
     def read(picture: Path) -> Image.Image:
         return Image.fromarray(load_image(picture))
 
-    files, damaged = files_of(options), []
+    files, damaged = files_of(options, pictures), []
     logger.info("%s model on %s", captioner.kind, captioner.device)
     batches = read_in_batches(pictures, read, options.batch_size, options.max_data_loader_n_workers, damaged)
     with tqdm(total=len(pictures), desc="captioning", unit="pictures") as bar:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.captioning.listing import caption_path, find_pictures, folder_problems, read_caption
+from library.captioning.listing import caption_path, find_pictures, folder_problems, read_captions
 from library.captioning.metadata import json_problems, read_metadata, require_any, source_of, write_metadata
 from library.errors import counted, one_line, run_script
 from library.logs import start_logging
@@ -56,22 +56,19 @@ def merge(options: MergeOptions, name: str) -> None:
     metadata = read_metadata(source, folder, options.full_path)
     if source:
         logger.info("%s: %s kept", source, counted(len(metadata.entries), "entry", "entries"))
-    num_found, lacking = 0, 0
-    for picture in find_pictures(folder, options.recursive):
-        path = caption_path(picture, extension)
-        if not path.is_file():
-            lacking += 1
-            continue
-        text = read_caption(path)
-        metadata.entry_of(picture)[name] = text
-        num_found += 1
+    path_of = {picture: caption_path(picture, extension) for picture in find_pictures(folder, options.recursive)}
+    found = {picture: path for picture, path in path_of.items() if path.is_file()}
+    require_any(len(found), extension, folder)
+    texts = read_captions(found.values())
+    for picture, path in found.items():
+        metadata.entry_of(picture)[name] = texts[path]
         if options.debug:
-            print(one_line(f"{metadata.key_of(picture)}: {text}"))
-    require_any(num_found, extension, folder)
-    if lacking:
-        logger.warning("%s without a %s file: no %s is written for them", counted(lacking, "picture"), extension, name)
+            print(one_line(f"{metadata.key_of(picture)}: {texts[path]}"))
+    if lacking := len(path_of) - len(found):
+        logger.warning("%s without a %s file", counted(lacking, "picture"), extension)
     write_metadata(Path(options.out_json), metadata.entries)
-    print(f"{counted(num_found, name)} in {options.out_json}, of {counted(len(metadata.entries), 'entry', 'entries')}")
+    total = counted(len(metadata.entries), "entry", "entries")
+    print(f"{name} of {counted(len(found), 'picture')} in {options.out_json}, of {total}")
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def tag_pictures(options: TagOptions, pictures: list[Path], tagger: "Tagger", wr
 
     from library.captioning.batches import read_in_batches
 
-    sink: Sink = CaptionFiles(caption_extension(options))
+    sink: Sink = CaptionFiles(caption_extension(options), pictures)
     if options.output_path:
         sink = MetadataFile(Path(options.output_path), Path(options.train_data_dir))
     waiting = pictures

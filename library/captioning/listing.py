@@ -1,10 +1,10 @@
 """The pictures of a folder and where their captions lie. Needs no numpy."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from library.dataset.caption_files import MAX_CAPTION_BYTES, TooLarge, read_caption_file
+from library.dataset.caption_files import MAX_CAPTION_BYTES, CaptionFile, TooLarge, as_neighbours, read_caption_file
 from library.dataset.config import is_file, is_picture_name
 from library.dataset.opened_folder import READING
 from library.errors import UserError
@@ -39,8 +39,13 @@ def caption_path(picture: Path, extension: str) -> Path:
     return picture.with_name(picture.stem + extension)
 
 
-def read_caption(path: Path) -> str:
-    """The text of a caption file in any encoding that training reads, without blanks at its ends."""
+def read_captions(paths: Iterable[Path]) -> dict[Path, str]:
+    """The texts of caption files in any encoding that training reads, without blanks at their ends."""
+    files = {path: _read(path) for path in paths}
+    return {path: file.text.strip() for path, file in zip(files, as_neighbours(list(files.values())), strict=True)}
+
+
+def _read(path: Path) -> CaptionFile:
     try:
         handle = os.open(path, READING)
         try:
@@ -53,7 +58,7 @@ def read_caption(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if file is None:
         raise UserError(f"{path} is neither UTF-8, UTF-16 with a mark at its start, nor GBK; save it as UTF-8")
-    return file.text.strip()
+    return file
 
 
 def folder_problems(folder: str) -> list[str]:

@@ -1,9 +1,10 @@
 """Where captions go, and which pictures have theirs already: files beside the pictures, or one metadata file."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from library.captioning.listing import caption_path, read_caption
+from library.captioning.listing import caption_path, read_captions
 from library.captioning.metadata import read_metadata, write_metadata
 from library.dataset.config import Size
 from library.files import write_text_whole
@@ -24,14 +25,19 @@ class Sink(Protocol):
 class CaptionFiles:
     """A text file beside each picture."""
 
-    def __init__(self, extension: str):
-        self.extension = extension
+    def __init__(self, extension: str, pictures: list[Path]):
+        self.extension, self.pictures = extension, pictures
+
+    @cached_property
+    def _texts(self) -> dict[Path, str]:
+        """The captions that were there at first, read together: they tell each other's encoding."""
+        return read_captions(caption_path(picture, self.extension) for picture in self.pictures if self.has(picture))
 
     def has(self, picture: Path) -> bool:
         return caption_path(picture, self.extension).is_file()
 
     def read(self, picture: Path) -> str:
-        return read_caption(caption_path(picture, self.extension)) if self.has(picture) else ""
+        return self._texts.get(caption_path(picture, self.extension), "")
 
     def write(self, picture: Path, text: str, size_wh: Size) -> None:
         write_text_whole(caption_path(picture, self.extension), f"{text}\n")

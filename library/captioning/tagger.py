@@ -86,7 +86,7 @@ def _session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("tagging needs the package onnxruntime: pip install onnxruntime") from None
+        raise UserError("tagging needs the package onnxruntime: pip install -r requirements-tagger.txt") from None
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors
     available = onnxruntime.get_available_providers()
