@@ -150,10 +150,10 @@ def test_models_are_found_where_kohyas_script_puts_them_and_mistakes_are_sentenc
     lines = (inner / "selected_tags.csv").read_text(encoding="utf-8").splitlines()
     (inner / "selected_tags.csv").write_text("\n".join(lines[:-1]), encoding="utf-8")
     with pytest.raises(UserError, match=r"model.onnx knows 9083 tags, .* names 9082"):
-        tag(pictures, inner)
+        tag(pictures, inner, "--overwrite")
     (inner / "model.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="cannot be opened as an ONNX model"):
-        tag(pictures, inner)
+        tag(pictures, inner, "--overwrite")
 
 
 def test_the_model_sees_bgr_in_the_middle_of_white():

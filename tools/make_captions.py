@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from library.captioning.cleaning import without_lettering
 from library.captioning.listing import find_pictures, folder_problems
 from library.captioning.sinks import CaptionFiles
-from library.errors import UserError, counted, quoted_list, run_script
+from library.errors import UserError, counted, one_line, quoted_list, run_script
 from library.importing import quick_imports
 from library.logs import start_logging
 from library.options.checks import above_zero, at_least, at_most
@@ -148,7 +148,7 @@ def caption_pictures(options: CaptioningOptions, pictures: list[Path], captioner
                 caption = f"{options.caption_prefix}{caption}{options.caption_suffix}"
                 files.write(picture, caption, image.size)
                 if options.debug:
-                    bar.write(f"{picture}: {caption}")
+                    bar.write(one_line(f"{picture}: {caption}"))
             bar.update(len(batch))
     print(f"captioned {counted(len(pictures) - len(damaged), 'picture')}")
     if damaged:

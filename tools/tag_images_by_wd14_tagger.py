@@ -16,7 +16,7 @@ from library.captioning.listing import find_pictures, folder_problems
 from library.captioning.metadata import suffix_problems
 from library.captioning.sinks import CaptionFiles, MetadataFile, Sink
 from library.captioning.spelling import comparable
-from library.errors import UserError, counted, quoted_list, run_script
+from library.errors import UserError, counted, one_line, quoted_list, run_script
 from library.logs import start_logging
 from library.options.checks import at_least, conflict, shares
 from library.options.cli import read_options
@@ -104,9 +104,30 @@ def main(argv: list[str] | None = None) -> None:
     rules = rules_of(options)
     if problems := model_problems(options.model_dir, options.repo_id):
         raise UserError(*problems)
+    sink = sink_of(options, pictures)
+    pictures = pictures_to_tag(options, pictures, sink)
+    if not pictures:
+        return
     tagger = Tagger(model_folder(options.model_dir, options.repo_id))
     warn_of_what_has_no_effect(options, set(tagger.table.categories))
-    tag_pictures(options, pictures, tagger, TagWriter(tagger.table, rules))
+    tag_pictures(options, pictures, tagger, TagWriter(tagger.table, rules), sink)
+
+
+def sink_of(options: TagOptions, pictures: list[Path]) -> Sink:
+    """Where the tags go."""
+    if options.output_path:
+        return MetadataFile(Path(options.output_path), Path(options.train_data_dir))
+    return CaptionFiles(caption_extension(options), pictures)
+
+
+def pictures_to_tag(options: TagOptions, pictures: list[Path], sink: Sink) -> list[Path]:
+    """The pictures that lack their tags, or with --overwrite or --append_tags all."""
+    if options.overwrite or options.append_tags:
+        return pictures
+    waiting = [picture for picture in pictures if not sink.has(picture)]
+    if done := len(pictures) - len(waiting):
+        logger.info("%d of %d have their tags already; --overwrite makes them anew", done, len(pictures))
+    return waiting
 
 
 def rules_of(options: TagOptions) -> "TagRules":
@@ -141,29 +162,21 @@ def warn_of_what_has_no_effect(options: TagOptions, categories: set[str]) -> Non
         logger.warning("--force_download has no effect: nothing is downloaded")
 
 
-def tag_pictures(options: TagOptions, pictures: list[Path], tagger: "Tagger", writer: "TagWriter") -> None:
-    """Write the tags of all pictures that lack them."""
+def tag_pictures(options: TagOptions, pictures: list[Path], tagger: "Tagger", writer: "TagWriter", sink: Sink) -> None:
+    """Write the tags of pictures."""
     from tqdm import tqdm
 
     from library.captioning.batches import read_in_batches
 
-    sink: Sink = CaptionFiles(caption_extension(options), pictures)
-    if options.output_path:
-        sink = MetadataFile(Path(options.output_path), Path(options.train_data_dir))
-    waiting = pictures
-    if not (options.overwrite or options.append_tags):
-        waiting = [picture for picture in pictures if not sink.has(picture)]
-        if done := len(pictures) - len(waiting):
-            logger.info("%s of %d have their tags already; --overwrite makes them anew", done, len(pictures))
     batch_size = min(options.batch_size, tagger.largest_batch or options.batch_size)
     if batch_size < options.batch_size:
         logger.warning("--batch_size %d: this tagger takes %d at once", options.batch_size, batch_size)
     logger.info("%s, %d tags, on %s", tagger.path, len(tagger.table.names), tagger.provider)
     frequencies: Counter[str] = Counter()
     damaged: list[str] = []
-    batches = read_in_batches(waiting, tagger.read, batch_size, options.max_data_loader_n_workers, damaged)
+    batches = read_in_batches(pictures, tagger.read, batch_size, options.max_data_loader_n_workers, damaged)
     try:
-        with tqdm(total=len(waiting), desc="tagging", unit="pictures", disable=not waiting) as bar:
+        with tqdm(total=len(pictures), desc="tagging", unit="pictures") as bar:
             for batch in batches:
                 probabilities = tagger.probabilities([image for _, (image, _) in batch])
                 for (picture, (_, size_wh)), row in zip(batch, probabilities, strict=True):
@@ -171,13 +184,14 @@ def tag_pictures(options: TagOptions, pictures: list[Path], tagger: "Tagger", wr
                     if options.append_tags:
                         tags = writer.added(sink.read(picture), tags)
                     frequencies.update(tags)
-                    sink.write(picture, options.caption_separator.join(tags), size_wh)
+                    text = options.caption_separator.join(tags)
+                    sink.write(picture, text, size_wh)
                     if options.debug:
-                        bar.write(f"{picture}: {options.caption_separator.join(tags)}")
+                        bar.write(one_line(f"{picture}: {text}"))
                 bar.update(len(batch))
     finally:
         sink.close()
-    print(f"tagged {counted(len(waiting) - len(damaged), 'picture')}")
+    print(f"tagged {counted(len(pictures) - len(damaged), 'picture')}")
     if options.frequency_tags:
         print(*(f"{tag}: {count}" for tag, count in frequencies.most_common()), sep="\n")
     if damaged:

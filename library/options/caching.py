@@ -3,8 +3,25 @@
 from dataclasses import dataclass
 
 from library.options.fields import OptionGroup, flags_of, option
-from library.options.groups import TrainNetworkOptions
+from library.options.groups import (
+    DenoisingOptions,
+    DistributedOptions,
+    LoopOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    SamplingOptions,
+    SavingOptions,
+    SchedulerOptions,
+    TrainNetworkOptions,
+)
+from library.options.places import COMMAND_LINE
 
+# Groups of options that are for training itself, and those of them that count here too.
+OF_TRAINING = (
+    *(NetworkOptions, OptimizerOptions, SchedulerOptions, LoopOptions, DenoisingOptions),
+    *(SamplingOptions, SavingOptions, DistributedOptions),
+)
+USED_HERE = ("base_weights", "base_weights_multiplier", "seed", "ddp_timeout")
 WEIGHTINGS = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform")
 TIMESTEPS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
 
@@ -42,7 +59,11 @@ class CachingOptions(TrainNetworkOptions, OtherModelsOptions):
     text_encoder_batch_size: int | None = option(None, "taken for kohya's sake: captions are encoded one by one")
 
     def check(self) -> list[str]:
-        return ["--flux is not supported: this suite trains Stable Diffusion 1.x, 2.x and XL"] if self.flux else []
+        problems = ["--flux is not supported: this suite trains Stable Diffusion 1.x, 2.x and XL"] if self.flux else []
+        for name in ("dry_run", "debug_dataset"):
+            if getattr(self, name):
+                problems.append(f"--{name} is for the training script, with the same options")
+        return problems
 
     def _check_output_dir(self) -> list[str]:
         return []  # nothing is written there
@@ -62,4 +83,9 @@ def warnings_for_caching(options: CachingOptions) -> list[str]:
     warnings = [f"--{name} has no effect: it is for models that this suite does not train" for name in given]
     if options.text_encoder_batch_size:
         warnings.append("--text_encoder_batch_size has no effect: captions are encoded one by one")
-    return warnings
+    of_training = [
+        f"--{name}"
+        for name, flag in flags.items()
+        if flag.group in OF_TRAINING and name not in USED_HERE and options.sources.get(name) == COMMAND_LINE
+    ]
+    return warnings + ([f"without effect, as nothing is trained here: {', '.join(of_training)}"] if of_training else [])
