@@ -15,6 +15,7 @@ from library.families.detect import CheckpointInfo, inspect_checkpoint
 from library.folders import cache_folder_problems
 from library.given_files import check_vae
 from library.options.caching import CachingOptions, warnings_for_caching
+from library.options.launch import launch_problems
 from library.options.places import in_place
 from library.preflight import Problems, bucket_step_problems, precision_problems, read_dataset, text_cache_problems
 from library.training.plan import is_main_process
@@ -45,7 +46,7 @@ def caching_preflight(options: CachingOptions) -> CachingPreflight:
 
 
 def _caching_preflight(options: CachingOptions, index: PictureIndex) -> CachingPreflight:
-    problems = Problems(precision_problems(options))
+    problems = Problems(launch_problems() + precision_problems(options))
     checkpoint, family = _look_at_model(options, problems)
     scanned, _ = problems.attempt(read_dataset, options, index, None) or (None, {})
     if scanned is not None and family is not None:

@@ -19,6 +19,7 @@ from library.files import write_text_whole
 from library.logs import start_logging
 from library.options.checks import existing_file
 from library.options.cli import read_options
+from library.options.derived import with_dot
 from library.options.fields import REQUIRED, OptionGroup, option
 from library.options.groups import LoggingOptions
 
@@ -50,9 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     options = read_options(OPTIONS, argv)
     rules = read_rules(Path(options.rules)) if options.rules else Rules()
     folder = Path(options.train_data_dir)
-    extension = (
-        options.caption_extension if options.caption_extension.startswith(".") else f".{options.caption_extension}"
-    )
+    extension = with_dot(options.caption_extension)
     paths = [caption_path(picture, extension) for picture in find_pictures(folder, options.recursive)]
     paths = sorted({path for path in paths if path.is_file()})
     require_any(len(paths), extension, folder)

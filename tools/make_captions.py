@@ -19,7 +19,7 @@ from library.importing import quick_imports
 from library.logs import start_logging
 from library.options.checks import above_zero, at_least, at_most
 from library.options.cli import read_options
-from library.options.derived import caption_extension
+from library.options.derived import with_dot
 from library.options.fields import REQUIRED, OptionGroup, option
 from library.options.groups import LoggingOptions
 
@@ -111,9 +111,8 @@ def model_problems(label: str, model: str) -> list[str]:
 
 def files_of(options: CaptioningOptions, pictures: list[Path]) -> CaptionFiles:
     """Where captions go."""
-    older = isinstance(options, MakeCaptionsOptions) and options.caption_extention
-    extension = caption_extension(options) if older else options.caption_extension
-    return CaptionFiles(extension if extension.startswith(".") else f".{extension}", pictures)
+    older = getattr(options, "caption_extention", None)  # which not every script has
+    return CaptionFiles(with_dot(older or options.caption_extension), pictures)
 
 
 def pictures_to_caption(options: CaptioningOptions) -> list[Path]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from library.dataset.picture_files import unreadable_reason
-from library.errors import first_line
 from library.parallel import ahead, threads
 
 Read = TypeVar("Read")
@@ -26,7 +25,7 @@ def read_in_batches(
         try:
             return picture, read(picture), ""
         except Exception as error:  # Pillow's readers raise many kinds on damaged files
-            return picture, None, unreadable_reason(picture, error) or first_line(error)
+            return picture, None, unreadable_reason(picture, error)
 
     count = num_threads or min(8, os.cpu_count() or 1)
     with threads(count) as pool:

@@ -125,7 +125,8 @@ def clean_tags(text: str, rules: Rules) -> str:
         tags = without_traits_of_several(tags)
     if rules.drop_covered:
         tags = without_covered(tags)
-    return f"{rules.separator} ".join(_ordered(tags, rules))
+    blank = " " if rules.separator.isascii() else ""
+    return f"{rules.separator}{blank}".join(_ordered(tags, rules))
 
 
 def each_once(tags: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from library.texts import is_unicode
 
 def find_pictures(folder: Path, recursive: bool) -> list[Path]:
     """The pictures of a folder, with `recursive` those of its folders too, sorted; a UserError where there are none."""
-    found = sorted(_walk(folder, recursive))
+    found = sorted(_walk(folder, recursive, set()))
     if bad := [path for path in found if not is_unicode(str(path))]:
         raise UserError(f"train_data_dir: the name of {bad[0]} is not in UTF-8; rename it")
     if not found:
@@ -22,14 +22,17 @@ def find_pictures(folder: Path, recursive: bool) -> list[Path]:
     return found
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+def _walk(folder: Path, recursive: bool, seen: set[str]) -> Iterator[Path]:
+    if (real := os.path.realpath(folder)) in seen:  # by a link in a circle
+        return
+    seen.add(real)
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_picture_name(entry.name) and is_file(entry):
                     yield folder / entry.name
-                elif recursive and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    yield from _walk(folder / entry.name, recursive)
+                elif recursive and not entry.name.startswith(".") and os.path.isdir(entry):
+                    yield from _walk(folder / entry.name, recursive, seen)
     except OSError as error:
         raise UserError(f"train_data_dir: {folder} cannot be read: {error.strerror}") from error
 

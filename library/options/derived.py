@@ -80,7 +80,11 @@ def network_module(options: Any) -> str:
 
 def caption_extension(options: Any) -> str:
     """The ending of caption files, with its dot; the misspelt flag of old scripts goes first."""
-    extension = options.caption_extention or options.caption_extension
+    return with_dot(options.caption_extention or options.caption_extension)
+
+
+def with_dot(extension: str) -> str:
+    """The ending of a file's name, which users also write without its dot."""
     return extension if extension.startswith(".") else f".{extension}"
 
 
