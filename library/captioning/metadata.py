@@ -1,6 +1,4 @@
-"""Metadata files of the fine-tuning style, as `library.dataset.metadata_file` reads them: entries by picture, and texts
-written into them.
-"""
+"""Metadata files of the fine-tuning style, written as `library.dataset.metadata_file` reads them."""
 
 import json
 from pathlib import Path
@@ -22,16 +20,13 @@ class Metadata:
     def key_of(self, picture: Path) -> str:
         """The key that an entry of this picture has, or would get: its path, below the root where not in full.
 
-        Older files name pictures without extension, or without the folders that they are in; their keys stay.
+        Other tools leave the extension out, or write the separators of Windows; their keys stay.
         """
-        relative = picture.relative_to(self.root)
-        full, short = picture.absolute().as_posix(), relative.as_posix()
-        written = (str(picture.absolute()), str(relative))  # with the separators of Windows
-        older = (relative.with_suffix("").as_posix(), *([picture.stem] if relative.name == short else []))
-        for key in dict.fromkeys((full, short, *written, *older)):
-            if key in self.entries:
-                return key
-        return full if self.full_path else short
+        relative, absolute = picture.relative_to(self.root), picture.absolute()
+        full, short = absolute.as_posix(), relative.as_posix()
+        others = (str(absolute), str(relative), relative.with_suffix("").as_posix())
+        own = full if self.full_path else short
+        return next((key for key in (own, full, short, *others) if key in self.entries), own)
 
     def entry_of(self, picture: Path) -> Entry:
         """The entry of a picture, made where there is none."""
