@@ -22,9 +22,9 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.options", "library.network_files"),
     ("library.logs", "library.families", "library.dataset", "library.layers"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
-    ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset", "library.adapters"),
+    ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
-    ("library.training",),
+    ("library.training", "library.adapters"),
     (
         "library.folders",
         "library.disk_space",
@@ -34,13 +34,24 @@ LAYERS: list[tuple[str, ...]] = [
         "library.report",
     ),
     ("library.recipes",),
-    ("scripts",),  # train_network.py and its kin, and tools/
+    (
+        "scripts",  # train_network.py and its kin, and tools/
+        "networks.extract_lora_from_dylora",
+        "networks.extract_lora_from_models",
+        "networks.merge_lora",
+        "networks.resize_lora",
+        "networks.sdxl_merge_lora",
+        "networks.svd_merge_lora",
+    ),
 ]
 
 # What must be there before torch is: all that `--help` and the checks of a run need.
 TORCH_FREE = (
     "train_network",
+    "library.adapters.block_weights",
+    "library.adapters.flags",
     "library.adapters.keys",
+    "library.adapters.names",
     "library.dataset.sheet",
     "library.disk_space",
     "library.errors",
@@ -84,7 +95,13 @@ TORCH_FREE = (
     "networks.arguments",
     "networks.blocks",
     "networks.external_arguments",
+    "networks.extract_lora_from_dylora",
+    "networks.extract_lora_from_models",
     "networks.lora_arguments",
+    "networks.merge_lora",
+    "networks.resize_lora",
+    "networks.sdxl_merge_lora",
+    "networks.svd_merge_lora",
     "tools.benchmark",
     "tools.install",
     "tools.show_metadata",

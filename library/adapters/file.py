@@ -92,6 +92,11 @@ class AdapterLayer:
             fits = f"the model's layer, which has {tuple(weight.shape)}" if weight is not None else "each other"
             raise UserError(f"{self.name}: the tensors of this {self.label} do not fit {fits}") from error
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether the layer's bias changes too."""
+        return bool({"diff_b", "b_norm"} & self.found.keys.keys())
+
     @torch.no_grad()
     def bias_delta(self) -> Tensor | None:
         """The change of the layer's bias at multiplier 1; None where it stays."""
