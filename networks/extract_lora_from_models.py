@@ -3,7 +3,6 @@
 python networks/extract_lora_from_models.py --model_org a.safetensors --model_tuned b.safetensors --save_to c.pt
 """
 
-import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -11,15 +10,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.adapters.flags import NETWORK_SUFFIXES, PRECISIONS, SaveFlags, output_problems, tell_replaced
+from library.adapters.flags import (
+    NETWORK_SUFFIXES,
+    PRECISIONS,
+    SaveFlags,
+    output_problems,
+    tell_replaced,
+    warn_of_flags_without_effect,
+)
 from library.errors import run_script
 from library.logs import start_logging
 from library.options.checks import above_zero, at_least
 from library.options.cli import read_options
-from library.options.fields import REQUIRED, flags_of, option
+from library.options.fields import REQUIRED, option
 from library.options.groups import LoggingOptions
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +81,6 @@ def main(argv: list[str] | None = None) -> None:
         with_modelspec=not options.no_metadata,
     )
     extract(options.model_org, options.model_tuned, Path(options.save_to), options.save_precision, how)
-
-
-def warn_of_flags_without_effect(options: ExtractLoraOptions) -> None:
-    for name in ("load_precision", "load_original_model_to", "load_tuned_model_to"):
-        if name in options.sources:
-            logger.warning("--%s has no effect: %s", name, flags_of(OPTIONS)[name].help.removeprefix("has no effect: "))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from library.adapters.flags import (
     output_problems,
     ratios_of,
     tell_replaced,
+    warn_of_flags_without_effect,
 )
 from library.errors import run_script
 from library.logs import start_logging
@@ -68,6 +69,7 @@ def run_merge(options: MergeLoraOptions) -> None:
     from library.adapters import merge_jobs
 
     tell_replaced(options.save_to)
+    warn_of_flags_without_effect(options)
     adapters = merge_jobs.open_all(ratios_of(options))
     if options.sd_model:
         merge_jobs.warn_of_flags_for_loras(options.concat, options.shuffle)

@@ -16,6 +16,7 @@ from library.adapters.flags import (
     output_problems,
     ratios_of,
     tell_replaced,
+    warn_of_flags_without_effect,
 )
 from library.errors import run_script
 from library.logs import start_logging
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from library.adapters import merge_jobs
 
     tell_replaced(options.save_to)
+    warn_of_flags_without_effect(options)
     adapters = merge_jobs.open_all(ratios_of(options))
     merge_jobs.merge_by_svd(options, adapters, options.sd_model)
 

@@ -139,6 +139,20 @@ def test_precision_and_metadata_of_a_merged_model(tiny_file, tmp_path):
     assert metadata["modelspec.title"] == "merged"
 
 
+def test_what_the_model_says_of_itself_stays_and_flags_without_effect_are_named(tiny_sd2_file, tmp_path, capsys):
+    file = write_network(family_of(tiny_sd2_file), tmp_path / "lora.safetensors")
+    own = {"modelspec.architecture": "stable-diffusion-v2-768-v", "modelspec.title": "Mine", "format": "pt"}
+    save_file(load_file(tiny_sd2_file), tmp_path / "mine.safetensors", own)
+    words = ["--sd_model", tmp_path / "mine.safetensors", "--models", file, "--v2", "--concat"]
+    run(merge_lora, *words, "--precision", "bf16", "--save_to", tmp_path / "merged.safetensors")
+    with safe_open(tmp_path / "merged.safetensors", "pt") as opened:
+        assert opened.metadata()["modelspec.architecture"] == "stable-diffusion-v2-768-v"
+        assert opened.metadata()["modelspec.merged_from"] == "Mine, lora"
+        assert {opened.get_tensor(key).dtype for key in opened.keys()} == {torch.bfloat16}  # noqa: SIM118
+    told = capsys.readouterr().err
+    assert "--v2 has no effect: the files tell" in told and "--concat has no effect with --sd_model" in told
+
+
 def test_memory_holds_one_tensor_and_not_the_model(tiny_file, tmp_path):
     """The file is made larger by 192 MB of tensors that a merge copies."""
     weights = load_file(tiny_file) | {f"other.{number}": torch.zeros(4_000_000) for number in range(12)}

@@ -54,6 +54,8 @@ def extract(original_path: str, tuned_path: str, target: Path, precision: str | 
         lora.add_cut(name, spectrum, rank)
         if how.clamp_quantile is not None:
             clamp(lora, name, how.clamp_quantile)
+    if how.clamp_quantile is not None:
+        logger.warning("--clamp_quantile: factors are cut off, which adds to the error that is told")
     if not lora.weights:
         raise UserError(f"--model_tuned: {tuned_path} changes nothing that a LoRA has with these flags")
     tell_error(lora)
@@ -65,6 +67,8 @@ def extract(original_path: str, tuned_path: str, target: Path, precision: str | 
     }
     if how.with_modelspec:
         metadata |= modelspec(version, target, [Path(original_path), Path(tuned_path)], is_lora=True)
+        if how.predicts_v:
+            metadata["modelspec.prediction_type"] = "v"
     write_lora(target, lora, precision, metadata)
     logger.info("wrote %s: %s", target, counted(len(lora.ranks), "layer"))
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.adapters.block_weights import BlockWeights, read_block_weights
-from library.errors import UserError, counted
+from library.errors import counted
 from library.options.checks import above_zero
-from library.options.fields import REQUIRED, OptionGroup, option
+from library.options.fields import REQUIRED, OptionGroup, flags_of, option
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float", "fp16", "bf16")
+WITHOUT_EFFECT = "has no effect: "  # what the help of such flags begins with
 NETWORK_SUFFIXES = (".safetensors", ".pt", ".ckpt")
 
 
@@ -94,6 +95,10 @@ def tell_replaced(save_to: str) -> None:
         logger.warning("--save_to: %s is replaced when the new file is whole", save_to)
 
 
-def raise_problems(problems: list[str]) -> None:
-    if problems:
-        raise UserError(*problems)
+def warn_of_flags_without_effect(options: OptionGroup) -> None:
+    """A line for each flag that was given and is only taken because kohya's scripts have it."""
+    for name, flag in flags_of(type(options)).items():
+        if name in options.sources and flag.help.startswith(WITHOUT_EFFECT):
+            logger.warning("--%s %s", name, flag.help)
+    if "precision" in options.sources and getattr(options, "save_precision", None):
+        logger.warning("--precision has no effect beside --save_precision: changes are computed in float32")

@@ -86,8 +86,14 @@ def spectrum_of_factors(factors: Factors) -> Spectrum:
 
 
 def spectrum_of(change: Tensor) -> Spectrum:
-    """The decomposition of a whole change [out, in, kernel]."""
-    left, values, right = torch.linalg.svd(change.flatten(1), full_matrices=False)
+    """The decomposition of a whole change [out, in, kernel], of a square part of it: several times faster."""
+    matrix = change.flatten(1)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    q, r = torch.linalg.qr(matrix.T if is_wide else matrix)
+    left, values, right = torch.linalg.svd(r, full_matrices=False)
+    left = q @ left
+    if is_wide:
+        left, right = right.T, left.T
     return Spectrum(left, values, right, tuple(change.shape[1:]))
 
 

@@ -31,7 +31,7 @@ from library.adapters.writing import (
     version_of,
     write_lora,
 )
-from library.errors import UserError, quoted_list
+from library.errors import UserError, counted, quoted_list
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ def merge_into_model(options: MergeFlags, model_path: str, adapters: list[Weight
     num_tensors = sum(len(weights) for weights in model.files.values())
     with tqdm(total=num_tensors, desc="merging", unit="tensors", delay=1) as bar:
         write_merged(model, plan, target, DTYPES[options.save_precision or options.precision], metadata, bar.update)
-    logger.info("%s: %d tensors changed", target, sum(len(changes) for changes in plan.values()))
+    num_changed = sum(len(changes) for changes in plan.values())
+    logger.info("wrote %s: %s changed", target, counted(num_changed, "tensor"))
 
 
 def warn_of_flags_for_loras(concat: bool, shuffle: bool) -> None:
@@ -131,4 +132,4 @@ def save(options: MergeFlags, lora: PlainLora, adapters: list[Weighted]) -> None
     if not options.no_metadata:
         metadata |= modelspec(version, target, [file.path for file in files], is_lora=True)
     write_lora(target, lora, options.save_precision or options.precision, metadata)
-    logger.info("wrote %s: %d layers", target, len(lora.ranks))
+    logger.info("wrote %s: %s", target, counted(len(lora.ranks), "layer"))

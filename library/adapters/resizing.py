@@ -16,6 +16,7 @@ from library.adapters.low_rank import chosen_rank
 from library.adapters.merge_jobs import require_known, tell_error
 from library.adapters.merging import Weighted
 from library.adapters.writing import one_or_dynamic, write_lora
+from library.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def resize(path: Path, target: Path, precision: str | None, how: Resizing) -> No
     require_known(adapters)
     model = open_base_model(how.model_path, "--sd_model") if how.model_path else None
     to_device, lora = mover(how.ranks.device), PlainLora()
-    for name, parts in tqdm(layers_together(adapters).items(), desc="resizing", unit="layers", delay=1):
+    for name, parts in tqdm(
+        layers_together(adapters).items(), desc="resizing", unit="layers", delay=1, disable=how.verbose
+    ):
         lora.weights |= sum_of_vectors(name, parts)
         if is_small(parts):
             continue
@@ -48,10 +51,10 @@ def resize(path: Path, target: Path, precision: str | None, how: Resizing) -> No
         if how.verbose:
             lost, total = spectrum.error(rank)
             share = (lost / total) ** 0.5 if total else 0.0
-            tqdm.write(f"{name}: rank {len(spectrum.values)} -> {rank}, relative error {share:.4f}")
+            logger.info("%s: rank %d of %d, relative error %.4f", name, rank, len(spectrum.values), share)
     tell_error(lora)
     write_lora(target, lora, precision, file.metadata | resized_metadata(file, lora, how))
-    logger.info("wrote %s: %d layers, ranks %s", target, len(lora.ranks), span(lora.ranks.values()))
+    logger.info("wrote %s: %s, ranks %s", target, counted(len(lora.ranks), "layer"), span(lora.ranks.values()))
 
 
 def alpha_per_rank(layer: AdapterLayer) -> float:

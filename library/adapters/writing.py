@@ -1,7 +1,6 @@
 """What files say of themselves that tools made: kohya's short metadata, the modelspec, and how they are written."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from library.adapters.combining import PlainLora
 from library.adapters.file import AdapterFile
 from library.network_files import write_weights
 from library.safetensors_header import read_header
+from library.training.metadata import IMPLEMENTATION_VERSION
 
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # as --save_precision names them
 DYNAMIC = "Dynamic"  # ss_network_dim and ss_network_alpha where layers differ
@@ -52,9 +52,10 @@ def version_of(files: Sequence[AdapterFile]) -> str | None:
 
 
 def modelspec(version: str | None, target: Path, sources: Sequence[Path], is_lora: bool) -> dict[str, str]:
-    """The modelspec of a file made of others, which it names."""
+    """The modelspec of a file made of others, which it names; a checkpoint goes on from that of the first."""
     spec = {
         "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation_version": IMPLEMENTATION_VERSION,
         "modelspec.title": target.stem,
         "modelspec.date": datetime.now().isoformat(timespec="seconds"),
         "modelspec.merged_from": ", ".join(map(title_of, sources)),
@@ -63,24 +64,28 @@ def modelspec(version: str | None, target: Path, sources: Sequence[Path], is_lor
         return spec
     architecture, resolution, prediction = ARCHITECTURES[version]
     in_diffusers = is_lora and not version.startswith("sdxl")
-    return spec | {
+    guessed = {
         "modelspec.architecture": architecture + ("/lora" if is_lora else ""),
         "modelspec.implementation": "diffusers" if in_diffusers else GENERATIVE_MODELS,
         "modelspec.prediction_type": prediction,
         "modelspec.resolution": resolution,
     }
+    return guessed | ({} if is_lora else own_modelspec(sources[0])) | spec
 
 
 def title_of(path: Path) -> str:
     """What a file calls itself, or its name."""
-    metadata = read_header(path, str(path)).metadata if path.suffix.lower() == ".safetensors" else {}
-    return metadata.get("modelspec.title") or path.stem
+    return own_modelspec(path).get("modelspec.title") or path.stem
+
+
+def own_modelspec(path: Path) -> dict[str, str]:
+    """What a file says of itself, which goes before what its weights let guess."""
+    if path.is_dir() or path.suffix.lower() != ".safetensors":
+        return {}
+    metadata = read_header(path, str(path)).metadata
+    return {name: value for name, value in metadata.items() if name.startswith("modelspec.")}
 
 
 def write_lora(path: Path, lora: PlainLora, precision: str | None, metadata: Mapping[str, str]) -> None:
     """Write the file, in float32 unless another number format is named."""
     write_weights(path, lora.weights, DTYPES[precision or "float"], dict(metadata))
-
-
-def same_file(one: str, other: str) -> bool:
-    return os.path.abspath(one) == os.path.abspath(other)
