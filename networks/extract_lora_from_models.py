@@ -44,7 +44,9 @@ class ExtractLoraOptions(SaveFlags):
     no_metadata: bool = option(False, "write only what a program must know to load the file")
     v2: bool = option(False, "has no effect: the models tell which version they are")
     sdxl: bool = option(False, "has no effect: the models tell which version they are")
-    v_parameterization: bool | None = option(None, "say in the metadata that the model predicts velocity")
+    v_parameterization: bool | None = option(
+        None, "say in the metadata that the model predicts velocity; that of SD 2.x always does"
+    )
     load_precision: str | None = option(None, "has no effect: weights are compared in float32", choices=PRECISIONS)
     load_original_model_to: str | None = option(None, "has no effect: weights are read layer by layer")
     load_tuned_model_to: str | None = option(None, "has no effect: weights are read layer by layer")
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         device=options.device,
         clamp_quantile=options.clamp_quantile if "clamp_quantile" in options.sources else None,
         min_diff=options.min_diff,
-        predicts_v=bool(options.v_parameterization),
+        predicts_v=options.v_parameterization,
         with_modelspec=not options.no_metadata,
     )
     extract(options.model_org, options.model_tuned, Path(options.save_to), options.save_precision, how)

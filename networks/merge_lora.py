@@ -22,13 +22,13 @@ from library.errors import run_script
 from library.logs import start_logging
 from library.options.checks import existing_file
 from library.options.cli import read_options
-from library.options.fields import OptionGroup, option
+from library.options.fields import option
 from library.options.groups import LoggingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntoWhatFlags(OptionGroup):
-    """What they are merged into."""
+class MergeIntoFlags(MergeFlags):
+    """What is merged, and into what."""
 
     sd_model: str | None = option(
         None, "a checkpoint or a diffusers folder; without it the files are merged into one LoRA", flag_type="path"
@@ -36,26 +36,21 @@ class IntoWhatFlags(OptionGroup):
     concat: bool = option(False, "keep every LoRA exactly: ranks add up; otherwise the largest rank is kept")
     shuffle: bool = option(False, "put the ranks of the merged LoRA into a random order")
 
+    def check(self) -> list[str]:
+        is_folder = bool(self.sd_model) and os.path.isdir(self.sd_model)
+        problems = [] if is_folder else existing_file("sd_model", self.sd_model)
+        suffixes = () if is_folder else (".safetensors",) if self.sd_model else NETWORK_SUFFIXES
+        return problems + output_problems(self.save_to, [self.sd_model, *(self.models or [])], suffixes)
+
 
 @dataclass(frozen=True, kw_only=True)
-class MergeLoraOptions(MergeFlags, IntoWhatFlags):
+class MergeLoraOptions(MergeIntoFlags):
     """Merge LoRA and other adapter files into a checkpoint, or several LoRA files into one."""
 
     v2: bool = option(False, "has no effect: the files tell which model they are of")
 
-    def check(self) -> list[str]:
-        return merge_problems(self)
-
 
 OPTIONS = MergeLoraOptions
-
-
-def merge_problems(options: "MergeFlags | IntoWhatFlags") -> list[str]:
-    suffixes = NETWORK_SUFFIXES if not options.sd_model else (".safetensors",)
-    is_folder = bool(options.sd_model) and os.path.isdir(options.sd_model)
-    problems = [] if is_folder else existing_file("sd_model", options.sd_model)
-    inputs = [options.sd_model, *(options.models or [])]
-    return problems + output_problems(options.save_to, inputs, () if is_folder else suffixes)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     run_merge(options)
 
 
-def run_merge(options: MergeLoraOptions) -> None:
+def run_merge(options: MergeIntoFlags) -> None:
     """Merge as the options say; the same for SDXL."""
     from library.adapters import merge_jobs
 

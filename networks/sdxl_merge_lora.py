@@ -9,20 +9,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.adapters.flags import MergeFlags
 from library.errors import run_script
 from library.logs import start_logging
 from library.options.cli import read_options
 from library.options.groups import LoggingOptions
-from networks.merge_lora import IntoWhatFlags, merge_problems, run_merge
+from networks.merge_lora import MergeIntoFlags, run_merge
 
 
 @dataclass(frozen=True, kw_only=True)
-class SdxlMergeLoraOptions(MergeFlags, IntoWhatFlags):
+class SdxlMergeLoraOptions(MergeIntoFlags):
     """Merge LoRA and other adapter files into an SDXL checkpoint, or several LoRA files into one."""
-
-    def check(self) -> list[str]:
-        return merge_problems(self)
 
 
 OPTIONS = SdxlMergeLoraOptions

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     tell_replaced(options.save_to)
     warn_of_flags_without_effect(options)
     adapters = merge_jobs.open_all(ratios_of(options))
-    merge_jobs.merge_by_svd(options, adapters, options.sd_model)
+    merge_jobs.merge_by_svd(options, options, adapters, options.sd_model)
 
 
 if __name__ == "__main__":

@@ -282,12 +282,16 @@ def test_short_lists_name_the_blocks_that_attend():
         ),
         (["--models", "{a}", "--lbws", "[1,2]", "--save_to", "c.safetensors"], "--lbws must be a list of 12, 17, 20"),
         (["--models", "{a}", "--save_to", "{a}"], "--save_to must be another file than those that are read"),
-        (["--models", "{a}", "--save_to", "c.zip"], "--save_to must end in .safetensors or .pt or .ckpt, got c.zip"),
+        (
+            ["--models", "{a}", "--save_to", "c.zip"],
+            "--save_to must end in .safetensors or .pt or .pth or .ckpt, got c.zip",
+        ),
         (["--models", "{a}", "--sd_model", "{sd}", "--save_to", "c.ckpt"], "--save_to must end in .safetensors, got"),
         (
             ["--models", "{xl}", "--sd_model", "{sd}", "--save_to", "c.safetensors"],
             "was made for another kind of model",
         ),
+        (["--models", "{a}", "{other}", "--save_to", "c.safetensors"], r"has sizes \(32, 24\) and \(32, 25\)"),
         (["--models", "{loha}", "--save_to", "c.safetensors"], "x is LoHa, .* use svd_merge_lora.py"),
         (["--models", "{sd}", "--save_to", "c.safetensors"], "has no layer of a LoRA or another adapter"),
     ],
@@ -297,7 +301,16 @@ def test_mistakes_end_in_a_sentence(words, message, pair, tiny_file, tmp_path, m
     save_file({"lora_unet_input_blocks_4_1_proj_in.lora_up.weight": torch.ones(2, 2)} | {
         "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 2)}, "xl.safetensors")  # fmt: skip
     save_file({f"x.hada_w{n}": torch.ones(2, 2) for n in ("1_a", "1_b", "2_a", "2_b")}, "loha.safetensors")
-    names = {"a": pair[0], "sd": tiny_file, "xl": "xl.safetensors", "loha": "loha.safetensors"}
+    query = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    wide = {f"{query}.lora_up.weight": torch.ones(32, 2), f"{query}.lora_down.weight": torch.ones(2, 25)}
+    save_file(wide, "other.safetensors")
+    names = {
+        "a": pair[0],
+        "other": "other.safetensors",
+        "sd": tiny_file,
+        "xl": "xl.safetensors",
+        "loha": "loha.safetensors",
+    }
     with pytest.raises(UserError, match=message):
         run(merge_lora, *(word.format(**names) for word in words))
     assert not (tmp_path / "c.safetensors").exists()

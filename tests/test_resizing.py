@@ -69,7 +69,7 @@ def test_a_resized_lora_is_the_best_of_its_rank(large, tmp_path):
     file = open_adapter(small, "--model")
     assert file.layers[QUERY].alpha == 1.5  # alpha / rank stays
     assert load_file(small)[f"{CONVOLUTION}.lora_down.weight"].shape == (2, 32, 3, 3)
-    assert file.metadata["ss_network_dim"] == "Dynamic" and file.metadata["ss_output_name"] == "cat"
+    assert file.metadata["ss_network_dim"] == "3" and file.metadata["ss_output_name"] == "cat"
     assert file.metadata["ss_training_comment"].endswith("; mine")
     assert content_hashes(load_file(small), file.metadata).items() <= file.metadata.items()
 

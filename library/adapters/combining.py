@@ -78,17 +78,26 @@ def sum_of_vectors(name: str, parts: Sequence[Part]) -> dict[str, Tensor]:
     return sums
 
 
-def exact_factors(parts: Sequence[Part]) -> Factors | None:
+def exact_factors(name: str, parts: Sequence[Part]) -> Factors | None:
     """The sum of the changes as factors; None where one of the files is no plain LoRA there."""
     factors = [plain_factors(layer, ratio) for layer, ratio in parts]
-    return None if None in factors else put_side_by_side(factors)
+    if None in factors:
+        return None
+    require_one_size(name, [(len(factor.up), factor.down.shape[1]) for factor in factors])
+    return put_side_by_side(factors)
+
+
+def require_one_size(name: str, sizes: Sequence[tuple[int, ...]]) -> None:
+    """UserError where files change a layer of other sizes under the same name."""
+    if len(found := sorted(set(sizes))) > 1:
+        raise UserError(f"--models: {name} has sizes {found[0]} and {found[1]}: the files are for different models")
 
 
 def spectrum_of_parts(
     name: str, parts: Sequence[Part], model: BaseModel | None, to_device: Callable[[Tensor], Tensor]
 ) -> Spectrum:
     """The decomposition of the sum of the changes of a layer; UserError where that needs a model that is not given."""
-    factors = exact_factors(parts)
+    factors = exact_factors(name, parts)
     if factors is not None:
         return spectrum_of_factors(Factors(to_device(factors.up), to_device(factors.down), factors.inside))
     return spectrum_of(to_device(whole_change(name, parts, model)))
@@ -104,4 +113,5 @@ def whole_change(name: str, parts: Sequence[Part], model: BaseModel | None) -> T
     if weight is None:
         changes = [change.reshape(len(change), -1, *kernel_of(name)) for change in changes]
         changes = [change if kernel_of(name) else change.flatten(1) for change in changes]
+    require_one_size(name, [tuple(change.shape) for change in changes])
     return torch.stack(changes).sum(0)

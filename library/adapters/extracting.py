@@ -33,7 +33,7 @@ class Extraction:
     device: str | None = None
     clamp_quantile: float | None = None  # no factor is clamped without it
     min_diff: float = 0.01  # of a text encoder's weights; below, it counts as unchanged
-    predicts_v: bool = False
+    predicts_v: bool | None = None  # for the metadata; None stands for what is usual: SD 2.x does
     with_modelspec: bool = True
 
     def rank_of(self, inside: tuple[int, ...]) -> int | None:
@@ -59,7 +59,8 @@ def extract(original_path: str, tuned_path: str, target: Path, precision: str | 
     if not lora.weights:
         raise UserError(f"--model_tuned: {tuned_path} changes nothing that a LoRA has with these flags")
     tell_error(lora)
-    version = VERSIONS[original.kind] + ("_v" if how.predicts_v and original.kind != "sdxl" else "")
+    predicts_v = original.kind == "sd2" if how.predicts_v is None else how.predicts_v
+    version = VERSIONS[original.kind] + ("_v" if predicts_v and original.kind != "sdxl" else "")
     conv = {"conv_dim": str(how.conv_dim), "conv_alpha": str(float(how.conv_dim))} if how.conv_dim else {}
     metadata = short_metadata(version, lora, conv) | {
         "ss_network_dim": str(how.dim),
@@ -67,7 +68,7 @@ def extract(original_path: str, tuned_path: str, target: Path, precision: str | 
     }
     if how.with_modelspec:
         metadata |= modelspec(version, target, [Path(original_path), Path(tuned_path)], is_lora=True)
-        if how.predicts_v:
+        if predicts_v:
             metadata["modelspec.prediction_type"] = "v"
     write_lora(target, lora, precision, metadata)
     logger.info("wrote %s: %s", target, counted(len(lora.ranks), "layer"))
@@ -112,7 +113,7 @@ def _of_adapter(original: BaseModel, path: Path, how: Extraction, lora: PlainLor
         if places and how.rank_of(places.weight.shape[1:]) is None:
             left_out.append(name)
             continue
-        factors = exact_factors(parts)
+        factors = exact_factors(name, parts)
         if factors is None:
             yield name, spectrum_of(to_device(whole_change(name, parts, original)))
         else:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float", "fp16", "bf16")
 WITHOUT_EFFECT = "has no effect: "  # what the help of such flags begins with
-NETWORK_SUFFIXES = (".safetensors", ".pt", ".ckpt")
+NETWORK_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """What the merging scripts do, from checked flags to the file."""
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def merge_into_lora(options: MergeFlags, adapters: list[Weighted], concat: bool,
         lora.weights |= sum_of_vectors(name, parts)
         if is_small(parts):
             continue
-        factors = exact_factors(parts)
+        factors = exact_factors(name, parts)
         if factors is None:
             layer = next(layer for layer, _ in parts if layer.algorithm != "lora" or layer.is_dora)
             raise UserError(
@@ -86,18 +87,21 @@ def merge_into_lora(options: MergeFlags, adapters: list[Weighted], concat: bool,
     save(options, lora, adapters)
 
 
-def merge_by_svd(options: "MergeFlags | RankFlags", adapters: list[Weighted], model_path: str | None) -> None:
+def merge_by_svd(options: MergeFlags, ranks: RankFlags, adapters: list[Weighted], model_path: str | None) -> None:
     """Write the LoRA of the wanted ranks that is closest to what all files do together."""
     require_known(adapters)
     model = open_base_model(model_path, "--sd_model") if model_path else None
-    to_device, lora = mover(options.device), PlainLora()
+    to_device, lora = mover(ranks.device), PlainLora()
     for name, parts in tqdm(layers_together(adapters).items(), desc="merging", unit="layers", delay=1):
         lora.weights |= sum_of_vectors(name, parts)
         if not is_small(parts):
             spectrum = spectrum_of_parts(name, parts, model, to_device)
-            lora.add_cut(name, spectrum, options.rank_of(spectrum.inside))
+            lora.add_cut(name, spectrum, ranks.rank_of(spectrum.inside))
     tell_error(lora)
-    save(options, lora, adapters)
+    conv_rank = ranks.new_conv_rank or ranks.new_rank
+    fields = {"ss_network_dim": str(ranks.new_rank), "ss_network_alpha": str(ranks.new_rank)}
+    arguments = {"conv_dim": str(conv_rank), "conv_alpha": str(conv_rank)}
+    save(options, lora, adapters, fields | {"ss_network_args": json.dumps(arguments)})
 
 
 def require_known(adapters: Iterable[Weighted]) -> None:
@@ -125,10 +129,13 @@ def tell_error(lora: PlainLora) -> None:
         logger.info("relative error of the change of all weights: %.4f, the least that these ranks allow", lora.error)
 
 
-def save(options: MergeFlags, lora: PlainLora, adapters: list[Weighted]) -> None:
+def save(
+    options: MergeFlags, lora: PlainLora, adapters: list[Weighted], fields: Mapping[str, str] | None = None
+) -> None:
+    """Write the LoRA, with these fields of metadata in place of what its layers tell."""
     files, target = [adapter.file for adapter in adapters], Path(options.save_to)
     version = version_of(files)
-    metadata = short_metadata(version, lora)
+    metadata = short_metadata(version, lora) | dict(fields or {})
     if not options.no_metadata:
         metadata |= modelspec(version, target, [file.path for file in files], is_lora=True)
     write_lora(target, lora, options.save_precision or options.precision, metadata)

@@ -15,7 +15,7 @@ from library.adapters.flags import RankFlags
 from library.adapters.low_rank import chosen_rank
 from library.adapters.merge_jobs import require_known, tell_error
 from library.adapters.merging import Weighted
-from library.adapters.writing import one_or_dynamic, write_lora
+from library.adapters.writing import DYNAMIC, one_or_dynamic, write_lora
 from library.errors import counted
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ def resized_metadata(file: AdapterFile, lora: PlainLora, how: Resizing) -> dict[
     comment = f"resized from rank {before} with {way}"
     if old := file.metadata.get("ss_training_comment"):
         comment += f"; {old}"
-    dim, alpha = one_or_dynamic(lora.ranks.values()), one_or_dynamic(lora.alphas.values())
+    dim, alpha = str(how.ranks.new_rank), one_or_dynamic(lora.alphas.values())
+    if how.method:
+        dim = alpha = DYNAMIC
     fields = {"ss_network_dim": dim, "ss_network_alpha": alpha, "ss_network_module": "networks.lora"}
     return fields | {"ss_training_comment": comment}
 

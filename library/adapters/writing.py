@@ -36,7 +36,7 @@ def short_metadata(
         "ss_network_module": "networks.lora",
         "ss_network_dim": one_or_dynamic(lora.ranks.values()),
         "ss_network_alpha": one_or_dynamic(lora.alphas.values()),
-        "ss_network_args": json.dumps(dict(network_args)) if network_args else None,
+        "ss_network_args": None if network_args is None else json.dumps(dict(network_args)),
     }
     return {name: value for name, value in fields.items() if value is not None}
 
