@@ -129,6 +129,7 @@ def other_kinds(path: Path) -> Path:
         f"{TEXT}.lora_up.weight": torch.randn(32, 2),
         f"{TEXT}.dora_scale": torch.rand(32, 1) + 0.5,
         "lora_unet_conv_norm_out.w_norm": torch.randn(32),
+        "lora_unet_down_blocks_0_resnets_0_norm1.diff": torch.randn(32),
     }
     save_file(weights, path)
     return path
@@ -149,8 +150,8 @@ def test_other_kinds_become_a_lora_with_the_help_of_the_model(script, tiny_file,
         exact = open_adapter(source, "--model").layers[name].delta(weight)
         assert delta(target, name).shape == weight.shape
         assert is_optimal(delta(target, name), exact, wanted)
-    norm = "lora_unet_conv_norm_out.w_norm"
-    assert torch.equal(load_file(target)[norm], load_file(source)[norm])
+    for norm in ("lora_unet_conv_norm_out.w_norm", "lora_unet_down_blocks_0_resnets_0_norm1.diff"):
+        assert torch.equal(load_file(target)[norm], load_file(source)[norm])
 
 
 def test_without_the_model_convolutions_are_known_by_their_names(tmp_path):
@@ -238,6 +239,11 @@ def test_dylora_files_are_split_into_their_ranks(tmp_path):
             extract_lora_from_models,
             ["--model_org", "{sd}", "--model_tuned", "{xl}", "--save_to", "c.pt"],
             "is another kind of model than .*: sdxl, sd1",
+        ),
+        (
+            extract_lora_from_models,
+            ["--model_org", "{xl}", "--model_tuned", "{a}", "--save_to", "c.pt"],
+            "--model_tuned: .* was made for another model than .*: it has no lora_",
         ),
         (extract_lora_from_dylora, ["--model", "{a}", "--unit", 2, "--save_to", "c.pt"], "is no DyLoRA file"),
     ],

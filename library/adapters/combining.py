@@ -63,14 +63,19 @@ def layers_together(adapters: Iterable[Weighted]) -> dict[str, list[Part]]:
 
 def is_small(parts: Sequence[Part]) -> bool:
     """Whether what changes is a vector: a norm, or a bias alone."""
-    return all(layer.algorithm in ("norm", "bias") for layer, _ in parts)
+    return all(layer.algorithm in ("norm", "bias") or changes_vector(layer) for layer, _ in parts)
+
+
+def changes_vector(layer: AdapterLayer) -> bool:
+    """Whether a full change is that of a norm's weight."""
+    return layer.algorithm == "full" and len(layer.shape("diff")) == 1
 
 
 def sum_of_vectors(name: str, parts: Sequence[Part]) -> dict[str, Tensor]:
     """The changes of norms and biases, under their own names: LoRA has none for them."""
     sums: dict[str, Tensor] = {}
     for layer, ratio in parts:
-        for part in ("w_norm", "b_norm", "diff_b"):
+        for part in ("w_norm", "b_norm", "diff_b", *(["diff"] if changes_vector(layer) else [])):
             if part in layer.found.keys:
                 change = ratio * layer.tensor(part).float()
                 key = f"{name}.{part}"

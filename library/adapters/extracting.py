@@ -48,10 +48,7 @@ def extract(original_path: str, tuned_path: str, target: Path, precision: str | 
     lora = PlainLora()
     spectra = _of_models(original, tuned_path, how) if is_model else _of_adapter(original, Path(tuned_path), how, lora)
     for name, spectrum in spectra:
-        rank = how.rank_of(spectrum.inside)
-        if rank is None:
-            continue
-        lora.add_cut(name, spectrum, rank)
+        lora.add_cut(name, spectrum, how.rank_of(spectrum.inside))
         if how.clamp_quantile is not None:
             clamp(lora, name, how.clamp_quantile)
     if how.clamp_quantile is not None:
@@ -110,7 +107,9 @@ def _of_adapter(original: BaseModel, path: Path, how: Extraction, lora: PlainLor
         if is_small(parts):
             continue
         places = original.find(name)
-        if places and how.rank_of(places.weight.shape[1:]) is None:
+        if places is None:
+            raise UserError(f"--model_tuned: {path} was made for another model than {original.path}: it has no {name}")
+        if how.rank_of(places.weight.shape[1:]) is None:
             left_out.append(name)
             continue
         factors = exact_factors(name, parts)
