@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils import tensorboard  # noqa: F401  for the tracker, so that no fork has to load it
 
+from library.adapters.streaming import write_streamed
 from library.dataset import picture_index
 from library.dataset.cache import CachedLatents, write_latents
 from library.dataset.caption_files import CaptionFile
@@ -50,6 +51,11 @@ def weights(round_: int) -> dict[str, torch.Tensor]:
 def network(folder: Path, round_: int) -> None:
     write_weights(folder / "lora.safetensors", weights(round_), None, {"ss_steps": str(round_)})
     write_weights(folder / "lora.pt", weights(round_), None, None)
+
+
+def model(folder: Path, round_: int) -> None:
+    planned = {name: (value.dtype, tuple(value.shape)) for name, value in weights(round_).items()}
+    write_streamed(folder / "model.safetensors", planned, weights(round_).__getitem__)
 
 
 def states() -> Callable[[Path, int], None]:
@@ -132,6 +138,7 @@ def curves() -> Callable[[Path, int], None]:
 
 KINDS: dict[str, Callable[[], Callable[[Path, int], None]]] = {
     "network": lambda: network,
+    "model": lambda: model,
     "state": states,
     "latents": lambda: latents,
     "text": lambda: text,

@@ -24,7 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
     ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
     ("library.dataset.loader",),
-    ("library.training",),
+    ("library.training", "library.adapters"),
     (
         "library.caching_preflight",
         "library.folders",
@@ -35,7 +35,15 @@ LAYERS: list[tuple[str, ...]] = [
         "library.report",
     ),
     ("library.recipes",),
-    ("scripts",),  # train_network.py and its kin, and tools/
+    (
+        "scripts",  # train_network.py and its kin, and tools/
+        "networks.extract_lora_from_dylora",
+        "networks.extract_lora_from_models",
+        "networks.merge_lora",
+        "networks.resize_lora",
+        "networks.sdxl_merge_lora",
+        "networks.svd_merge_lora",
+    ),
 ]
 
 # What must be there before torch is: all that `--help` and the checks of a run need.
@@ -50,6 +58,10 @@ TORCH_FREE = (
     "library.captioning.sinks",
     "library.captioning.tagger",
     "library.captioning.tags",
+    "library.adapters.block_weights",
+    "library.adapters.flags",
+    "library.adapters.keys",
+    "library.adapters.names",
     "library.dataset.sheet",
     "library.disk_space",
     "library.errors",
@@ -93,7 +105,13 @@ TORCH_FREE = (
     "networks.arguments",
     "networks.blocks",
     "networks.external_arguments",
+    "networks.extract_lora_from_dylora",
+    "networks.extract_lora_from_models",
     "networks.lora_arguments",
+    "networks.merge_lora",
+    "networks.resize_lora",
+    "networks.sdxl_merge_lora",
+    "networks.svd_merge_lora",
     "tools.benchmark",
     "tools.cache_latents",
     "tools.cache_text_encoder_outputs",

@@ -99,6 +99,11 @@ def check_network(folder: Path) -> None:
         assert path.suffix == ".pt" or metadata_of(path)["ss_steps"] == str(found)
 
 
+def check_model(folder: Path) -> None:
+    for path in folder.glob("model.*"):
+        round_of(*load_file(path).values())
+
+
 def check_states(folder: Path) -> None:
     for state in folder.glob("*-state"):
         optimizer = torch.load(state / "optimizer.bin", weights_only=True)["state"]
@@ -166,6 +171,7 @@ def check_curves(folder: Path) -> None:
 
 CHECKS = {
     "network": check_network,
+    "model": check_model,
     "state": check_states,
     "latents": check_latents,
     "text": check_text,

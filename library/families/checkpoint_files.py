@@ -72,7 +72,7 @@ class SafetensorsReader(Mapping[str, Tensor]):
         """
         if target.device.type == "meta":
             return torch.empty(self.shape(name), dtype=target.dtype, device="meta")
-        dtype, (first, last) = self._dtype(name), self._header[name]["data_offsets"]
+        dtype, (first, last) = self.dtype(name), self._header[name]["data_offsets"]
         if target.device.type == "cpu" and dtype == target.dtype:
             return self[name]
         value = torch.empty(self.shape(name), dtype=target.dtype, device=target.device)
@@ -90,7 +90,7 @@ class SafetensorsReader(Mapping[str, Tensor]):
         first, last = self._header[name]["data_offsets"]
         data = torch.empty(last - first, dtype=torch.uint8)
         self._read_into(data, first)
-        return data.view(self._dtype(name)).view(self.shape(name))
+        return data.view(self.dtype(name)).view(self.shape(name))
 
     def _read_into(self, room: Tensor, start: int) -> None:
         """Fill a tensor of bytes with those from `start` on, as headers count them."""
@@ -101,7 +101,7 @@ class SafetensorsReader(Mapping[str, Tensor]):
         if rest:
             raise OSError("the checkpoint file has become shorter")
 
-    def _dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> torch.dtype:
         stored = self._header[name]["dtype"]
         if stored not in self.DTYPES:
             raise UserError(f"{name} is stored as {stored}, no format of model weights; get another file")
@@ -133,6 +133,11 @@ def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in weights:
         raise UserError(f"the checkpoint is not complete: it has no {name}")
     return weights.shape(name) if hasattr(weights, "shape") else tuple(weights[name].shape)
+
+
+def dtype_of(weights: Mapping[str, Tensor], name: str) -> torch.dtype:
+    """The number format of a tensor, from the header where there is one."""
+    return weights.dtype(name) if hasattr(weights, "dtype") else weights[name].dtype
 
 
 def loaded(weights: Mapping[str, Tensor], name: str, target: Target) -> Tensor:

@@ -84,13 +84,17 @@ class TakenApart(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source, part = self._sources[name]
-        return _part_of(self._weights[source], part)
+        return part_of(self._weights[source], part)
 
     def __iter__(self):
         return iter(self._sources)
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    def place(self, name: str) -> tuple[str, str]:
+        """The name of the weight in the file, and what is taken of it (see `part_of`)."""
+        return self._sources[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         source, part = self._sources[name]
@@ -104,10 +108,11 @@ class TakenApart(Mapping[str, Tensor]):
             whole = loaded(self._weights, source, target)
         if part in ("q", "k", "v"):
             self._last = {**self._last, source: whole} if len(self._last) < 2 else {source: whole}
-        return _part_of(whole, part)
+        return part_of(whole, part)
 
 
-def _part_of(weight: Tensor, part: str) -> Tensor:
+def part_of(weight: Tensor, part: str) -> Tensor:
+    """A view of what `TakenApart` takes of a weight: "q", "k" or "v" a third, "T" its transpose, "" all of it."""
     if part == "T":
         return weight.T
     return weight.chunk(3)["qkv".index(part)] if part else weight

@@ -43,6 +43,10 @@ class Part:
         has_adapters = any(map(is_adapted, self.layers.modules()))
         return None if has_adapters else file_of(self._weights)
 
+    def source(self, name: str) -> tuple[Mapping[str, Tensor], str]:
+        """Where a weight of the layers is read, and its name there."""
+        return self._weights, self._sources[name]
+
     def loaded(self, target: Target) -> nn.Module:
         """The model with its weights, on the device of the target."""
         if self._device != target.device:

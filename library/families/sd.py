@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x: what the model is made of, and how training asks it."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from transformers import CLIPTextModel
 
 from library.families import clip
 from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
-from library.families.blocks import BlockLayout
+from library.families.blocks import SD_BLOCKS, unet_block
 from library.families.checkpoint_files import Target
 from library.families.checkpoints import open_models
 from library.families.detect import inspect_checkpoint
@@ -28,8 +27,6 @@ from library.families.modules import (
 from library.families.text_memory import TextMemory
 from library.families.vae import Vae
 from library.options.groups import ModelOptions
-
-BLOCKS = BlockLayout(num_down=12, num_mid=1, num_up=12)
 
 
 @dataclass(frozen=True)
@@ -161,23 +158,9 @@ def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, 
         yield AdapterTarget(f"lora_te_{path}".replace(".", "_"), layer, "te", input=shared_input(path))
     for path, layer in unet_layers(unet, conv):
         name, block = f"lora_unet_{path}".replace(".", "_"), unet_block(path)
-        yield AdapterTarget(name, layer, "unet", block, BLOCKS, input=shared_input(path))
+        yield AdapterTarget(name, layer, "unet", block, SD_BLOCKS, input=shared_input(path))
 
 
 def kohya_views(text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> tuple[nn.Module, nn.Module]:
     """Text encoder and U-Net under the module paths and class names that kohya's have."""
     return view_of(text_encoder, in_text_model, {}), view_of(unet, lambda path: path, KOHYA_UNET_CLASSES)
-
-
-def unet_block(name: str) -> int | None:
-    """The block of a U-Net layer as kohya numbers them: 0 to 11 down, 12 the middle, 13 to 24 up.
-
-    Residual block j and attention j of a diffusers block share a number, and a sampler has that of the last of three.
-    Down, the numbers are those of LDM's `input_blocks`, where 0 is the first convolution and is not adapted; up, they
-    are 13 more than those of its `output_blocks`.
-    """
-    match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.", name)
-    if match is None:
-        return BLOCKS.num_down if name.startswith("mid_block.") else None
-    first = 1 if match[1] == "down" else BLOCKS.num_down + BLOCKS.num_mid
-    return first + 3 * int(match[2]) + (2 if match[3].endswith("samplers") else int(match[4]))
