@@ -44,7 +44,7 @@ def test_it_takes_kohyas_flag_with_its_type_and_default(script: str, entry: dict
     flag = flags_of(importlib.import_module(script.removesuffix(".py").replace("/", ".")).OPTIONS)[entry["dest"]]
     assert {*entry["flags"]} <= {flag.label, *flag.spellings}
     assert {"bool": None, "path": "str"}.get(flag.kind, flag.kind) == {"Path": "str"}.get(entry["type"], entry["type"])
-    assert flag.is_list == (entry["nargs"] in ("*", "+"))
+    assert flag.is_list == (entry["nargs"] not in (None, 0))
     if not entry["required"]:
         assert flag.default in (entry["default"], REQUIRED)  # what kohya's script fails without may be required here
     assert [choice for choice in entry["choices"] or [] if choice is not None] == list(flag.choices or [])
