@@ -5,9 +5,10 @@ python sdxl_gen_img.py --ckpt model.safetensors --network_weights my_lora.safete
 
 from functools import partial
 
-from gen_img import OPTIONS as OPTIONS
-from gen_img import main
+import gen_img
 from library.errors import run_script
 
+OPTIONS = gen_img.OPTIONS
+
 if __name__ == "__main__":
-    run_script(partial(main, family="sdxl"))
+    run_script(partial(gen_img.main, family="sdxl"))

@@ -13,7 +13,7 @@ from library.families.detect import read_shapes
 from library.options.derived import network_arguments, network_module, optimizer_name, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.texts import read_json
-from library.training.losses import LossRecorder
+from library.training.losses import Curves, LossRecorder
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan
 from library.training.saving import STATE_FILE, LoopState, OutputNames, SkipCount
@@ -109,6 +109,7 @@ def read_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:
         stops=facts["stops"],
         losses=LossRecorder(facts["losses"]),
         skipped=SkipCount(*facts.get("skipped", [])[:2]),
+        curves=Curves.of(facts.get("curves", {})),
     )
 
 
