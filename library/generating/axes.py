@@ -57,20 +57,18 @@ def _epochs(values: str, flag: str, networks: list[SavedNetwork], _: list[Pictur
     """All networks, or those of the epochs that are named; `step300` and `last` name others, 0 none."""
     chosen: list[SavedNetwork | None] = list(networks)
     if values:
-        known = {_name_of(network): network for network in networks} | {"0": None, "none": None}
-        known |= {"last": networks[-1]} if networks else {}
-        known |= {network.label.removeprefix("epoch "): network for network in networks}
+        named = {_name_of(network): network for network in networks}
+        known = {**named, "0": None, "none": None, **({"last": networks[-1]} if networks else {})}
         names = [part.strip() for part in values.split(",")]
         if unknown := [name for name in names if name not in known]:
-            raise UserError(f"{flag} epoch: there is no file of {unknown[0]}; there are {', '.join(known)}")
+            raise UserError(f"{flag} epoch: there is no file of {unknown[0]}; there are {', '.join(named)}")
         chosen = [known[name] for name in names]
     return [Value(n.label if n else "without", lambda cell, n=n: replace(cell, network=n)) for n in chosen]
 
 
 def _name_of(network: SavedNetwork) -> str:
-    if network.epoch is not None:
-        return str(network.epoch)
-    return f"step{network.step}" if network.step is not None else "last"
+    """How a network is named on the command line: 5, step300, last, or a file's name."""
+    return f"step{network.step}" if network.step is not None else network.label.removeprefix("epoch ")
 
 
 def _strengths(values: str, flag: str, *_: Any) -> list[Value]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.errors import UserError
-from library.families.detect import CheckpointInfo, inspect_checkpoint
+from library.families.detect import inspect_checkpoint
 from library.generating.axes import Axis, Cell, build_axis
 from library.generating.preparation import NetworkFile, family_for, network_problems
 from library.generating.requests import PictureRequest
@@ -67,7 +67,7 @@ class GridPlan:
     """What a grid shows, and of which model."""
 
     title: str
-    checkpoint: CheckpointInfo
+    base: Path
     family: str
     model: ModelOptions
     module: str
@@ -126,7 +126,7 @@ def plan_grid(options: GridOptions) -> GridPlan:
     last = networks[-1] if networks else None
     first = Cell(last, options.strength, requests[0])
     title = run.name if run else "Grid"
-    return GridPlan(title, checkpoint, family, model, module, *axes, first, sampler, folder, networks)
+    return GridPlan(title, checkpoint.path, family, model, module, *axes, first, sampler, folder, networks)
 
 
 def _axes_of(options: GridOptions, requests: list[PictureRequest]) -> dict[str, str | None]:
@@ -163,4 +163,4 @@ def shared_notes(plan: GridPlan) -> list[str]:
     if "prompt" in varied:  # which may have seeds and settings of their own
         facts = {name: text for name, text in facts.items() if name == "strength"}
     shown = [text for name, text in facts.items() if name not in varied]
-    return [", ".join([*shown, f"base model {plan.checkpoint.path.name}"])]
+    return [", ".join([*shown, f"base model {plan.base.name}"])]

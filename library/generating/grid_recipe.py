@@ -28,7 +28,7 @@ def draw_and_write(plan: GridPlan, artist: Artist, networks: Networks) -> list[P
     """Draw what is missing, and write the grid; its files, the page first."""
     cells = cells_of(plan.axes, plan.first)
     with enough_memory():
-        paths, num_drawn = draw_cells(artist, networks, cells, plan.folder / "cells", plan.checkpoint.path)
+        paths, num_drawn = draw_cells(artist, networks, cells, plan.folder / "cells", plan.base)
     files = write_grid(Grid(plan.title, shared_notes(plan), plan.x, plan.y, plan.z, cells, paths), plan.folder)
     there = len(paths) - num_drawn
     logger.info("%s drawn, %d were there already: %s", counted(num_drawn, "picture"), there, files[0])

@@ -37,7 +37,7 @@ table{border-collapse:separate;border-spacing:0}
 table.plain{width:100%;font-size:.92rem}
 table.plain td,table.plain th{text-align:left;vertical-align:top;padding:5px 12px 5px 0;
 border-bottom:1px solid var(--line)}
-table.plain th{font-weight:500;color:var(--dim);width:15em}
+table.plain th{font-weight:500;color:var(--dim);width:min(15em,34%)}
 table.grid th{font-weight:500;font-size:.85rem;text-align:left;padding:4px 8px;vertical-align:bottom;min-width:5em}
 table.grid tbody th{position:sticky;left:0;background:var(--paper);vertical-align:top;max-width:14em;z-index:1}
 table.grid td{padding:3px;vertical-align:top}
@@ -50,6 +50,7 @@ svg{width:100%;height:auto;display:block}
 svg text{fill:var(--dim);font-size:12px}
 .chart{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 8px 4px;margin-bottom:14px}
 .chart p{margin:0 8px 4px;font-size:.9rem;display:flex;flex-wrap:wrap;gap:4px 16px}
+.unit{color:var(--dim)}
 .key{display:inline-block;width:14px;height:3px;border-radius:2px;vertical-align:middle;margin-right:6px}
 code,pre{font-family:ui-monospace,"Cascadia Mono",Menlo,Consolas,"Noto Sans Mono CJK SC",monospace;font-size:.88em;
 background:var(--tint);border-radius:5px}
@@ -82,7 +83,7 @@ def embedded_picture(picture: Image.Image, text: str) -> str:
     picture.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
     data = base64.b64encode(as_webp(picture)).decode("ascii")
     size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<img loading="lazy" {size} alt="{escape(text)}" src="data:image/webp;base64,{data}">'
+    return f'<img decoding="async" {size} alt="{escape(text)}" src="data:image/webp;base64,{data}">'
 
 
 def as_webp(picture: Image.Image, quality: int = QUALITY) -> bytes:
