@@ -42,7 +42,7 @@ def trained(tmp_path_factory, tiny_file) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize(("number", "line"), enumerate([DDIM, EULER_A]))
+@pytest.mark.parametrize(("number", "line"), list(enumerate([DDIM, EULER_A])))
 def test_a_picture_is_the_preview_of_training_to_the_bit(number, line, trained, tiny_file, tmp_path):
     (path,) = draw(tiny_file, tmp_path, "--network_weights", trained / "lora.safetensors", "--prompt", line)
     (plain,) = draw(tiny_file, tmp_path, "--prompt", line)

@@ -80,6 +80,11 @@ def test_strength_0_is_drawn_once_for_all_epochs_and_settings_of_prompts_stay(ru
     assert {Image.open(tmp_path / "cells" / name).size for name in names} == {(64, 64)}
 
 
+def test_other_axes_go_before_what_a_prompt_says(run, tmp_path):
+    names = grid(run, tmp_path, "--x", "prompt", "--y", "seed=3,4", "--z", "strength=1")
+    assert len(names) == 4 == len({pixels(tmp_path / "cells" / name).tobytes() for name in names})
+
+
 def test_texts_are_encoded_once_where_networks_leave_text_encoders_alone(tiny_file, tmp_path, monkeypatch):
     more = {"network_train_unet_only": True, "max_train_epochs": 2, "save_every_n_epochs": 1, "learning_rate": 0.01}
     train(tiny.arguments(tiny_file, tiny.write_pictures(tmp_path / "train"), tmp_path / "out", **more))

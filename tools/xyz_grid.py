@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     with quick_imports():
         from library.generating.grid_recipe import draw_grid
 
-    draw_grid(plan, options)
+    draw_grid(plan)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from library.generating.axes import Cell, build_axis
 from library.generating.cards import chosen_cover, cover_metadata, trigger_words, write_card
 from library.generating.drawing import Artist
 from library.generating.grid import TrainedNetwork
-from library.generating.grid_options import GridPlan, as_request
+from library.generating.grid_options import USUAL_SEED, GridPlan, as_request
 from library.generating.grid_recipe import draw_and_write
 from library.generating.report import ReportParts, write_report
 from library.generating.report_pictures import tiles_of
@@ -19,6 +19,8 @@ from library.training.network_recipe import NetworkRecipe
 from library.training.rescue import goes_on, previews_may_fail
 
 logger = logging.getLogger(__name__)
+
+MAX_SECONDS = 0.7  # that the report may take to read pictures
 
 
 def add_cover(options: TrainNetworkOptions, recipe: NetworkRecipe) -> Path | None:
@@ -52,7 +54,7 @@ def finish_run(options: TrainNetworkOptions, recipe: NetworkRecipe, path: Path, 
 def draw_grid_of_run(options: TrainNetworkOptions, recipe: NetworkRecipe) -> list[Path]:
     """The sample prompts with the network of each saved epoch at strengths 0.5 to 1.0."""
     run = find_run(str(recipe.names.final()))
-    requests = [as_request(prompt, prompt.enum) for prompt in recipe.prompts]
+    requests = [as_request(prompt, USUAL_SEED) for prompt in recipe.prompts]
     axes = {kind: build_axis(kind, "--grid_after_training", run.networks, requests)
             for kind in ("epoch", "strength", "prompt")}  # fmt: skip
     family = recipe.family
@@ -62,6 +64,7 @@ def draw_grid_of_run(options: TrainNetworkOptions, recipe: NetworkRecipe) -> lis
         family=family.name,
         model=family.options,
         module=network_module(options),
+        precision=options.mixed_precision,
         x=axes["epoch"],
         y=axes["strength"],
         z=axes["prompt"] if len(requests) > 1 else None,
@@ -79,5 +82,5 @@ def report_on(options: TrainNetworkOptions, checked: Preflight, recipe: NetworkR
     if options.no_report or not recipe.accelerator.is_main_process:
         return
     with goes_on("there is no report on the run"):
-        tiles = tiles_of(checked.scanned, options.seed or 0, checked.plan.max_train_steps)
+        tiles = tiles_of(checked.scanned, options.seed or 0, checked.plan.max_train_steps, MAX_SECONDS)
         logger.info("report: %s", write_report(find_run(str(recipe.names.final())), ReportParts(tiles)))

@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.dataset.file_marks import FileMark
 from library.families.base import ModelFamily
+from library.families.detect import read_shapes
 from library.generating.axes import Axis, Cell
 from library.generating.drawing import Artist
 from library.generating.models import has_text, is_removable, network_of, prepare
@@ -45,7 +46,9 @@ class NetworksInTurn:
         self.family, self.module = family, module
         self.network: nn.Module | None = None
         self.path: Path | None = None
-        self.changes_text = any(_adapts_text(path) for path in paths)
+        self.changes_text = any(
+            name.startswith("lora_te") for path in paths for name in read_shapes(path, "--network_weights")
+        )
         prepare(family, text_too=self.changes_text)
 
     def use(self, path: Path | None, strength: float) -> None:
@@ -81,27 +84,16 @@ class TrainedNetwork:
         self.network.set_multiplier(strength if path else 0.0)
 
 
-@cache
-def _adapts_text(path: Path) -> bool:
-    """Whether a file has weights for text encoders, by what it has as text near its start."""
-    with open(path, "rb") as file:
-        return b"lora_te" in file.read(2**22)
-
-
 def cells_of(axes: Sequence[Axis], first: Cell) -> list[Cell]:
-    """All cells, the last axis the fastest."""
+    """All cells, the last axis the fastest; a prompt brings settings of its own, which the other axes go before."""
+    order = sorted(range(len(axes)), key=lambda number: axes[number].name != "prompt")
     cells = []
     for values in product(*(axis.values for axis in axes)):
         cell = first
-        for value in sorted(values, key=lambda value: _changes_request_whole(value, first)):
-            cell = value.change(cell)
+        for number in order:
+            cell = values[number].change(cell)
         cells.append(cell)
     return cells
-
-
-def _changes_request_whole(value, first: Cell) -> bool:
-    """Prompts bring settings of their own, so that they are set before what other axes say."""
-    return value.change(first).request.prompt == first.request.prompt
 
 
 def draw_cells(

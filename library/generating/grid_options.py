@@ -17,6 +17,8 @@ from library.options.groups import SAMPLERS, ModelOptions
 from library.preflight import Problems
 from library.training.prompts import SamplePrompt, prompts_of
 
+USUAL_SEED = 1  # of prompts that have none
+
 
 @dataclass(frozen=True, kw_only=True)
 class GridOptions(OptionGroup):
@@ -43,7 +45,7 @@ class GridOptions(OptionGroup):
     clip_skip: int | None = option(None, "text encoder's layer N from the end; the run's when not given")
     vae: str | None = option(None, "VAE to use; the run's when not given", flag_type="path")
     v_parameterization: bool = option(False, "the model predicts velocity (v) instead of noise")
-    bf16: bool = option(False, "compute in bf16")
+    bf16: bool = option(False, "compute in bf16; as the run did when nothing is given")
     fp16: bool = option(False, "compute in fp16, on a GPU")
     output: str | None = option(None, "folder for the grid; NAME-grid beside the networks when not given",
                                 flag_type="path")  # fmt: skip
@@ -71,6 +73,7 @@ class GridPlan:
     family: str
     model: ModelOptions
     module: str
+    precision: str  # as --mixed_precision has it
     x: Axis
     y: Axis
     z: Axis | None
@@ -123,10 +126,12 @@ def plan_grid(options: GridOptions) -> GridPlan:
         v_parameterization=options.v_parameterization or bool(of_run("v_parameterization")),
         no_half_vae=bool(of_run("no_half_vae")),
     )
+    given = [name for name in ("bf16", "fp16") if getattr(options, name)]
+    precision = given[0] if given else of_run("mixed_precision") or "no"
     last = networks[-1] if networks else None
     first = Cell(last, options.strength, requests[0])
     title = run.name if run else "Grid"
-    return GridPlan(title, checkpoint.path, family, model, module, *axes, first, sampler, folder, networks)
+    return GridPlan(title, checkpoint.path, family, model, module, precision, *axes, first, sampler, folder, networks)
 
 
 def _axes_of(options: GridOptions, requests: list[PictureRequest]) -> dict[str, str | None]:
@@ -137,7 +142,7 @@ def _axes_of(options: GridOptions, requests: list[PictureRequest]) -> dict[str, 
 
 def _request(prompt: SamplePrompt, options: GridOptions) -> PictureRequest:
     """A sample prompt with what the flags say of all."""
-    request = as_request(prompt, 1 if options.seed is None else options.seed)
+    request = as_request(prompt, USUAL_SEED if options.seed is None else options.seed)
     changes = {"sample_steps": options.steps, "scale": options.scale, "sample_sampler": options.sampler}
     return replace(request, **{name: value for name, value in changes.items() if value is not None})
 

@@ -3,23 +3,21 @@
 import logging
 from pathlib import Path
 
-import torch
-
 from library.errors import counted
 from library.generating.drawing import Artist
 from library.generating.grid import Networks, NetworksInTurn, cells_of, draw_cells
-from library.generating.grid_options import GridOptions, GridPlan, shared_notes
+from library.generating.grid_options import GridPlan, shared_notes
 from library.generating.grid_pages import Grid, write_grid
 from library.generating.models import load_family
 from library.generating.session import enough_memory
+from library.training.precision import DTYPES
 
 logger = logging.getLogger(__name__)
 
 
-def draw_grid(plan: GridPlan, options: GridOptions) -> list[Path]:
+def draw_grid(plan: GridPlan) -> list[Path]:
     """Load the model, draw what is missing, and write the grid."""
-    dtype = torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else torch.float32
-    family = load_family(plan.family, plan.model, dtype)
+    family = load_family(plan.family, plan.model, DTYPES[plan.precision])
     networks = NetworksInTurn(family, plan.module, [network.path for network in plan.networks])
     return draw_and_write(plan, Artist(family, plan.sampler), networks)
 

@@ -1,5 +1,7 @@
 """The pictures of a run's dataset for its report. Needs no torch."""
 
+import time
+
 from library.dataset.buckets import choose_buckets_of, repeats_of
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import ScannedDataset, scan_dataset
@@ -14,25 +16,24 @@ from library.options.groups import TrainNetworkOptions
 MAX_TILES = 24
 
 
-def tiles_of(scanned: ScannedDataset, seed: int, max_train_steps: int) -> list[Tile]:
-    """The first pictures of the first epoch and of each size, each once; regularisation pictures come last."""
+def tiles_of(scanned: ScannedDataset, seed: int, max_train_steps: int, max_seconds: float | None = None) -> list[Tile]:
+    """The first pictures of the first epoch and of each size, each once; regularisation pictures come last.
+
+    Large pictures take long to read: no further one is begun after `max_seconds`.
+    """
     if scanned.own is not None:
         return []
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     views = Views(scanned, choices, max_train_steps)
     batches = list(sampler_of(scanned, choices, repeats, seed))
-    tiles: dict[str, Tile] = {}
-    for number in chosen_batches(batches, views):
-        fresh = [draw for draw in batches[number] if _name(scanned, draw.index) not in tiles]
-        if len(tiles) >= MAX_TILES or not fresh:
-            continue
-        for draw, tile in zip(fresh, panel_of(number, fresh, views, repeats).tiles, strict=False):
-            tiles[_name(scanned, draw.index)] = tile
-    return sorted(tiles.values(), key=lambda tile: "reg" in tile.marks)[:MAX_TILES]
-
-
-def _name(scanned: ScannedDataset, index: int) -> str:
-    return str(scanned.records[index].path)
+    draws = {draw.index: (number, draw) for number in chosen_batches(batches, views) for draw in batches[number]}
+    ordered = sorted(draws.values(), key=lambda item: views.subset(item[1].index).is_reg)
+    tiles, start = [], time.perf_counter()
+    for number, draw in ordered[:MAX_TILES]:
+        if max_seconds is not None and time.perf_counter() - start > max_seconds:
+            break
+        tiles += panel_of(number, [draw], views, repeats).tiles
+    return tiles
 
 
 def parts_of(run: Run) -> ReportParts:
