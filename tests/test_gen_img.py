@@ -187,7 +187,7 @@ def test_seeds_are_given_drawn_from_one_or_shared():
 
 def test_a_line_goes_before_the_flags(tmp_path):
     path = tmp_path / "提示.txt"
-    line = "a {x|x} --w 100 --l 2 --nl none --t 0.5 --am 0.5,-1 --d 3 --N (bad:1.2)"
+    line = "a {x|x} --w {100|100} --l 2 --nl none --t 0.5 --am 0.5,-1 --d 3 --N (bad:1.2)"
     path.write_text(f"# no\n\n{line}\n", encoding="utf-8")
     (found,) = requests_of("--from_file", str(path), "--W", "256", "--scale", "4", "--negative_scale", "2")
     assert (found.prompt, found.width, found.height, found.scale, found.seed) == ("a x", 96, 512, 2.0, 3)

@@ -147,7 +147,7 @@ class Requests:
                     problems += error.problems
             if problems:
                 raise UserError(*problems)
-        if len(found) == 1 and self.options.seed is not None and "seeds" not in parse_line(*_words(lines[0]))[1]:
+        if len(found) == 1 and self.options.seed is not None and not seeds_in(lines[0].text):
             found = [replace(found[0], seed=self.options.seed)]
         return [replace(request, enum=number) for number, request in enumerate(found)]
 
@@ -159,8 +159,7 @@ class Requests:
 
     def of_line(self, line: PromptLine) -> list[PictureRequest]:
         """The pictures that a line asks for: as many as --images_per_prompt, its seeds or its combinations."""
-        _, values = parse_line(*_words(line))
-        seeds = list(values.get("seeds", ()))
+        seeds = seeds_in(line.text)
         count = max(self.options.images_per_prompt, len(seeds))
         requests = []
         for text in variants_of(line.text, count, self.rng, self.wildcards):
@@ -203,8 +202,10 @@ def problems_of_request(request: PictureRequest, num_networks: int) -> Iterator[
     yield from file_name("f", request.file_name, "outdir")
 
 
-def _words(line: PromptLine) -> tuple[str, str]:
-    return line.text, line.where
+def seeds_in(text: str) -> list[int]:
+    """The seeds of a line whose choices are not made yet."""
+    match = re.search(r"\s--d\s+(\d{1,20}(?:\s*,\s*\d{1,20})*)", text, re.IGNORECASE)
+    return list(_seeds(match[1])) if match else []
 
 
 def usual_request(options: PictureFlags, size_wh: tuple[int, int]) -> PictureRequest:
