@@ -25,7 +25,8 @@ WEIGHTS_FILE = "model.safetensors"  # names are accelerate's
 OPTIMIZER_FILE = "optimizer.bin"
 SCHEDULE_FILE = "scheduler.bin"  # kohya's scripts write none for optimizers without a schedule
 SCALER_FILE = "scaler.pt"
-FACTS = {name: type(value) for name, value in LoopState().facts().items() if name != "skipped"}  # older ones lack it
+LATER = ("skipped", "curves")  # what states of older versions lack
+FACTS = {name: type(value) for name, value in LoopState().facts().items() if name not in LATER}
 PARTS = {
     "lora_te": ("text encoder", "network_train_unet_only"),
     "lora_unet": ("U-Net", "network_train_text_encoder_only"),
