@@ -82,8 +82,8 @@ def _check_channels(path: Path, channels: int) -> None:
         )
 
 
-def check_thumbnail(text: str) -> None:
-    """UserError unless --metadata_thumbnail is a data URL or a picture file."""
+def check_thumbnail(text: str, flag: str = "--metadata_thumbnail") -> None:
+    """UserError unless the flag has a data URL or a picture file."""
     if text.startswith("data:"):
         return
     try:
@@ -91,7 +91,7 @@ def check_thumbnail(text: str) -> None:
             image.load()
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
         reason = unreadable_reason(Path(text), error)
-        raise UserError(f"--metadata_thumbnail: {text} is no picture that can be read ({reason})") from error
+        raise UserError(f"{flag}: {text} is no picture that can be read ({reason})") from error
 
 
 def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_ours: bool) -> Shapes | None:

@@ -97,6 +97,8 @@ def look_at_files(
         attempt(check_vae, options.vae, checkpoint)
     if options.metadata_thumbnail:
         attempt(check_thumbnail, options.metadata_thumbnail)
+    if options.cover_image not in (None, "auto"):
+        attempt(check_thumbnail, options.cover_image, "--cover_image")
     for name in ("output_dir", "logging_dir"):
         if folder := getattr(options, name):
             problems.extend(check_writable(name, folder))

@@ -46,10 +46,14 @@ class Adapter(nn.Module):
         self.base.forward = self.forward
 
     def detach(self) -> None:
-        """Give the base layer its own forward back."""
-        if self._base_forward is not None:
+        """Give the base layer the forward that it had; of several adapters the last one goes first."""
+        if self._base_forward is None:
+            return
+        if self.is_stacked:
+            self.base.forward = self._base_forward
+        else:
             del self.base.forward
-            self._base_forward = None
+        self._base_forward = None
 
     def forward(self, x: Tensor) -> Tensor:
         output = self.base_output(x)

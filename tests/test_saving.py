@@ -174,7 +174,7 @@ def test_state_is_read_back(tmp_path):
     (tmp_path / "train_state.json").write_text(json.dumps(STATE))
     state = read_state(tmp_path, PLAN, 1)
     assert state == LoopState(epoch=2, step=12, batch=4, seed=7, stops=[5], losses=LossRecorder([0.25, 0.1]))
-    assert state.facts() == STATE | {"skipped": [0, 0]}
+    assert state.facts() == STATE | {"skipped": [0, 0], "curves": {}}
 
 
 @pytest.mark.parametrize(("step", "wanted"), [(4, (2, 4, 2)), (6, (3, 6, 0))])

@@ -46,7 +46,7 @@ def test_it_takes_kohyas_flag_with_its_type_and_default(script: str, entry: dict
     untyped = None if entry["nargs"] == 0 else "str"  # what argparse makes of a flag that names no type
     wanted = {"Path": "str", None: untyped}.get(entry["type"], entry["type"])
     assert {"bool": None, "path": "str", "prompts": "str"}.get(flag.kind, flag.kind) == wanted
-    assert flag.is_list == (entry["nargs"] in ("*", "+"))
+    assert flag.is_list == (entry["nargs"] not in (None, 0))
     if not entry["required"]:
         assert flag.default in (entry["default"], REQUIRED)  # what kohya's script fails without may be required here
     assert [choice for choice in entry["choices"] or [] if choice is not None] == list(flag.choices or [])

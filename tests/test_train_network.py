@@ -32,6 +32,7 @@ def test_a_run_writes_exactly_these_files(tiny_file, pictures, tmp_path):
         "before_after.png",
         "lora-000002-state",
         "lora-000002.safetensors",
+        "lora-report.html",
         "lora-run.json",
         "lora-state",
         "lora.safetensors",

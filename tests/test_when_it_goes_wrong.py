@@ -494,7 +494,7 @@ def test_a_preview_of_nan_is_black_and_said(tiny_file, pictures, tmp_path, capsy
             model, pictures, tmp_path / "out", sample_every_n_epochs=1, sample_prompts="a cat --w 64 --h 64 --s 1"
         )
     )
-    assert "the preview of 'a cat' is black: the VAE makes NaN of it; --no_half_vae helps" in capsys.readouterr().err
+    assert "the picture of 'a cat' is black: the VAE makes NaN of it; --no_half_vae helps" in capsys.readouterr().err
     (picture,) = (tmp_path / "out" / "sample").iterdir()
     assert not np.asarray(Image.open(picture)).any()
 

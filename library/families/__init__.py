@@ -20,6 +20,8 @@ class FamilyRow:
     num_text_encoders: int = 1
     text_files: bool = False  # whether the outputs of its text encoders have files beside the pictures, as kohya's do
     text_layer: str | None = None  # in words, where it is always the same; None where --clip_skip chooses it
+    usual_side: int = 512  # of pictures, in pixels
+    takes_sizes: bool = False  # whether sizes and crops are conditioning
     network_names: str | None = None  # regular expression of layers of networks that no other family has
 
     @property
@@ -37,6 +39,8 @@ FAMILIES = {
         num_text_encoders=2,
         text_files=True,
         text_layer="the layer before the last",
+        usual_side=1024,
+        takes_sizes=True,
         network_names="lora_te[12]_|lora_unet_(input_blocks|middle_block|output_blocks)_",
     ),
 }

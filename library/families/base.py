@@ -16,6 +16,7 @@ from library.families.parts import Part
 from library.families.vae import Vae
 
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
+Sizes = Sequence[tuple[int, ...]]  # (h, w) of the original, (top, left) of the crop, (h, w) of the picture, in pixels
 Checkpoint = Callable[..., Any]  # runs a module on arguments so that its backward pass computes it again
 
 
@@ -115,7 +116,12 @@ class ModelFamily(Protocol):
         """Recompute activations in the backward pass, those of the U-Net's blocks in the way given."""
         ...
 
-    def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds: ...  # of both, for guidance
+    def prompt_conds(self, *prompts: str, sizes: Sizes | None = None) -> Conds:
+        """Conditioning of texts with weights, a row each, for guidance.
+
+        `sizes` are the six numbers of SDXL for each, where they are not those of a whole picture.
+        """
+        ...
 
     def metadata(self) -> dict[str, str]: ...
 

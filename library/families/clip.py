@@ -1,5 +1,7 @@
 """CLIP text conditioning: the tokenizer, captions longer than 75 tokens, weights in captions, clip_skip."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -23,7 +25,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str], num_chunks: int = 1)
     return in_chunks(tokenizer, torch.tensor(encoded.input_ids), num_chunks)
 
 
-def tokenize_weighted(tokenizer: CLIPTokenizer, captions: list[str], num_chunks: int = 1) -> tuple[Tensor, Tensor]:
+def tokenize_weighted(tokenizer: CLIPTokenizer, captions: Sequence[str], num_chunks: int = 1) -> tuple[Tensor, Tensor]:
     """Token ids [B, num_chunks, 77] of captions with weights, and the weight of each hidden state [B, L, 1]."""
     space = num_chunks * CHUNK
     ids, weights = [], []
@@ -93,7 +95,7 @@ def chunks_joined(hidden: Tensor, batch_size: int, num_chunks: int) -> Tensor:
     return torch.cat([hidden[:, 0, :1], hidden[:, :, 1:-1].flatten(1, 2), hidden[:, -1, -1:]], dim=1)
 
 
-def chunks_needed(tokenizer: CLIPTokenizer, texts: list[str]) -> int:
+def chunks_needed(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> int:
     """Passes of 75 tokens that the longest of some texts with weights needs, at most 3."""
     num_tokens = max(len(weighted_tokens(tokenizer, text)) for text in texts)
     return min(3, max(1, -(-num_tokens // CHUNK)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from library.families import clip
-from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
+from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels, Sizes
 from library.families.blocks import SD_BLOCKS, unet_block
 from library.families.checkpoint_files import Target
 from library.families.checkpoints import open_models
@@ -108,12 +108,11 @@ class Sd:
             return hidden * weights.to(hidden, non_blocking=True)
         return self._hidden_states(clip.tokenize(self.tokenizer, captions, self.num_chunks))
 
-    def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
-        """Conditioning of prompt and negative prompt, [2, L, D]: as many chunks as the longer one needs, at most 3.
+    def prompt_conds(self, *prompts: str, sizes: Sizes | None = None) -> Conds:
+        """Conditioning of texts, [B, L, D]: as many chunks as the longest needs, at most 3; sizes have no meaning.
 
         Weights in prompts always count here, and the mean of the hidden states stays what it was, as in WebUIs.
         """
-        prompts = [prompt, negative_prompt]
         num_chunks = clip.chunks_needed(self.tokenizer, prompts)
         ids, weights = clip.tokenize_weighted(self.tokenizer, prompts, num_chunks)
         hidden = self._hidden_states(ids)

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from library.families import clip
-from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels
+from library.families.base import AdapterTarget, Batch, Checkpoint, Conds, KohyaModels, Sizes
 from library.families.blocks import BlockLayout
 from library.families.checkpoint_files import Target
 from library.families.checkpoints import open_models
@@ -97,16 +97,16 @@ class Sdxl:
             return self._weighted(captions, self.num_chunks, torch.mul)
         return self._conds([clip.tokenize(tokenizer, captions, self.num_chunks) for tokenizer in self.tokenizers])
 
-    def prompt_conds(self, prompt: str, negative_prompt: str) -> Conds:
-        """Conditioning of prompt and negative prompt: as many chunks as the longer one needs, at most 3.
+    def prompt_conds(self, *prompts: str, sizes: Sizes | None = None) -> Conds:
+        """Conditioning of texts and, where given, sizes: as many chunks as the longest text needs, at most 3.
 
         Weights in prompts always count here, and the mean of the hidden states stays what it was, as in WebUIs.
         """
-        prompts = [prompt, negative_prompt]
         num_chunks = clip.chunks_needed(self.tokenizers[0], prompts)
-        return self._weighted(prompts, num_chunks, clip.weighed_keeping_mean)
+        conds = self._weighted(prompts, num_chunks, clip.weighed_keeping_mean)
+        return conds if sizes is None else conds | {"sizes": torch.tensor(sizes, dtype=torch.float32).to(self.device)}
 
-    def _weighted(self, texts: list[str], num_chunks: int, weigh: Callable[[Tensor, Tensor], Tensor]) -> Conds:
+    def _weighted(self, texts: Sequence[str], num_chunks: int, weigh: Callable[[Tensor, Tensor], Tensor]) -> Conds:
         """The conditioning of texts with weights, which `weigh` applies to the hidden states of each encoder."""
         pairs = [clip.tokenize_weighted(tokenizer, texts, num_chunks) for tokenizer in self.tokenizers]
         return self._conds(

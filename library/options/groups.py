@@ -435,10 +435,14 @@ class SamplingOptions(OptionGroup):
     before_after: bool = option(
         False, "at the end write one picture that shows the sample prompts without and with the network"
     )
+    grid_after_training: bool = option(
+        False, "at the end draw the sample prompts with the network of each saved epoch at strengths 0.5 to 1.0"
+    )
 
     def check(self) -> list[str]:
-        if self.before_after and not self.sample_prompts:
-            return ["--before_after needs --sample_prompts, the prompts to show"]
+        for name in ("before_after", "grid_after_training"):
+            if getattr(self, name) and not self.sample_prompts:
+                return [f"--{name} needs --sample_prompts, the prompts to show"]
         if not self.sample_prompts or names_prompt_file(self.sample_prompts):
             return existing_file("sample_prompts", self.sample_prompts)
         if os.path.exists(self.sample_prompts):
@@ -478,6 +482,13 @@ class SavingOptions(OptionGroup):
     metadata_trigger_phrase: str | None = option(None, "words that call the trained subject, in the file's metadata")
     metadata_preprocessor: str | None = option(None, "preprocessing the network expects, in the file's metadata")
     metadata_is_negative_embedding: str | None = option(None, "whether it is a negative embedding, in the metadata")
+    cover_image: str | None = option(
+        None,
+        "picture that programs show on the network's card, with its trigger words: a file, or auto for the first of "
+        "the last previews",
+        flag_type="path",
+    )
+    no_report: bool = option(False, "write no NAME-report.html, the page on the run, at the end")
     huggingface_repo_id: str | None = option(None, "repository on Hugging Face to upload to, OWNER/NAME")
     huggingface_repo_type: str | None = option(None, "kind of that repository: model, dataset or space")
     huggingface_path_in_repo: str | None = option(None, "folder in that repository; its top when not given")
@@ -503,6 +514,8 @@ class SavingOptions(OptionGroup):
         problems += file_name("output_name", self.output_name, "output_dir")
         if self.metadata_thumbnail and not self.metadata_thumbnail.startswith("data:"):
             problems += existing_file("metadata_thumbnail", self.metadata_thumbnail)
+        if self.cover_image != "auto":
+            problems += existing_file("cover_image", self.cover_image)
         return problems + self._check_hub()
 
     def _check_output_dir(self) -> list[str]:

@@ -57,7 +57,10 @@ ONLY_WITH_ANY = {
     "log_tracker_config": ("logging_dir", "log_with"),
     "save_state_to_huggingface": ("save_state", "save_state_on_train_end"),
     "huggingface_token": ("huggingface_repo_id", "resume_from_huggingface"),
-    "sample_prompts": ("sample_at_first", "sample_every_n_steps", "sample_every_n_epochs", "before_after"),
+    "sample_prompts": (
+        *("sample_at_first", "sample_every_n_steps", "sample_every_n_epochs"),
+        *("before_after", "grid_after_training"),
+    ),
     "save_last_n_epochs": ("save_every_n_epochs", "save_n_epoch_ratio"),
     "save_last_n_epochs_state": ("save_state",),
     "save_last_n_steps": ("save_every_n_steps",),

@@ -19,6 +19,7 @@ from library.dataset.own_dataset import OwnDataset
 from library.errors import UserError
 from library.families import family_class, writes_text
 from library.families.base import ModelFamily
+from library.generating.after_training import add_cover, finish_run, report_on
 from library.layers.unet_blocks import keep_little
 from library.options.derived import (
     DEFAULT_NETWORK,
@@ -161,7 +162,10 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
         with kept_when_it_fails(recipe, state):
             parts = recipe, dataset, sampler, optimizer, scheduler, accelerator
             state = run(*parts, options, plan, state, validation, stop)
+        cover = add_cover(options, recipe)
         path = recipe.finish(state)
+        finish_run(options, recipe, path, cover)
+    report_on(options, checked, recipe)
     accelerator.end_training()
     return path
 

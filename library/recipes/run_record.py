@@ -9,7 +9,7 @@ from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.training.network_recipe import NetworkRecipe
 from library.training.record import RunRecord
-from library.training.run_facts import dataset_facts, device_name, model_fingerprints, versions
+from library.training.run_facts import dataset_facts, device_name, model_fingerprints, most_memory, versions
 from library.training.saving import LoopState
 
 
@@ -28,7 +28,8 @@ def recorded(
     }
 
     def model_facts() -> dict[str, object]:
-        return model_fingerprints(recipe.metadata.hashes.fields_by_now(), checked.checkpoint.path)
+        marks = model_fingerprints(recipe.metadata.hashes.fields_by_now(), checked.checkpoint.path)
+        return marks | {"memory": most_memory(accelerator.device)}
 
     recipe.record = RunRecord(options, checked.plan, recipe.step_times, facts, model_facts)
     return recipe.record.kept(state)

@@ -152,4 +152,5 @@ def validate(
     loss, trained = validation.loss(recipe), math.nan if average is None else average
     logger.info("%s %d: validation loss %.4f, training loss %.4f", unit, count, loss, trained)
     values = {f"loss/validation/{unit}_average": loss, f"loss/validation/{unit}_divergence": loss - trained}
+    state.curves.add("validation loss", state.step, loss)
     accelerator.log(values, step=count)

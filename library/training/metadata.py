@@ -57,6 +57,7 @@ class TrainingMetadata:
         self.options = options
         self.hashes = ModelHashes(options)
         self.started_at = time.time()
+        self.cover: dict[str, str] = {}  # a picture for programs to show
         self.modelspec = {k: v for k, v in family_metadata.items() if k.startswith("modelspec.")}
         self.fields: dict[str, object] = {f"ss_{name}": getattr(options, name) for name in RECORDED_OPTIONS}
         self.fields |= {k: v for k, v in family_metadata.items() if k.startswith("ss_")}
@@ -76,7 +77,7 @@ class TrainingMetadata:
         fields = {name: str(value) for name, value in (self.fields | self.hashes.fields() | finished).items()}
         if self.options.no_metadata:
             fields = {name: value for name, value in fields.items() if name in WITHOUT_DETAILS}
-        return fields | self._modelspec()
+        return fields | self._modelspec() | self.cover
 
     def _modelspec(self) -> dict[str, str]:
         options = self.options

@@ -37,6 +37,7 @@ class Outcome:
     batches: list[Batch]
     losses: list[HostCopy]
     taken: HostCopy | bool
+    rates: dict[str, float]  # learning rates that the host knows
     logged: Callable[[], dict[str, float]]
 
 
@@ -51,11 +52,12 @@ class Outcomes:
 
     def add(self, step: int, batches: list[Batch], losses: list[HostCopy], taken: Tensor | bool) -> None:
         """A step that was queued; tells those that are done by now."""
-        rates = self.recipe.learning_rates() if self.accelerator.trackers else {}
+        rates = self.recipe.learning_rates()
         metrics = self.recipe.metrics() if self.accelerator.trackers else dict
         logged = lambda: {f"lr/{name}": rate for name, rate in rates.items()} | metrics()  # noqa: E731
+        on_host = {name: float(rate) for name, rate in rates.items() if isinstance(rate, float | int)}
         known = HostCopy(taken) if isinstance(taken, Tensor) else taken
-        self.under_way.append(Outcome(step, batches, losses, known, logged))
+        self.under_way.append(Outcome(step, batches, losses, known, on_host, logged))
         self.settle(self.late)
 
     def settle(self, but: int = 0) -> None:
@@ -68,6 +70,9 @@ class Outcomes:
         read = [loss.item() for loss in outcome.losses]
         are_finite = all(map(math.isfinite, read))
         losses.add(read)
+        self.state.curves.add("loss", outcome.step, sum(read) / len(read))
+        for name, rate in outcome.rates.items():
+            self.state.curves.add(f"lr/{name}", outcome.step, rate)
         taken = outcome.taken if isinstance(outcome.taken, bool) else bool(outcome.taken.item())
         if taken:
             self.state.has_learned = True

@@ -110,6 +110,7 @@ class RunRecord:
                 "loss_average": state.losses.average,
             },
             "seconds_a_step": self.times.summary(),
+            "curves": state.curves.kept(),
             **self.facts,
             **self.later_facts(),
             **recorded_options(self.options, drawn),

@@ -13,7 +13,7 @@ from library.families.detect import read_shapes
 from library.options.derived import network_arguments, network_module, optimizer_name, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.texts import read_json
-from library.training.losses import LossRecorder
+from library.training.losses import Curves, LossRecorder
 from library.training.optimizers import find_spec
 from library.training.plan import StepPlan
 from library.training.saving import STATE_FILE, LoopState, OutputNames, SkipCount
@@ -25,7 +25,8 @@ WEIGHTS_FILE = "model.safetensors"  # names are accelerate's
 OPTIMIZER_FILE = "optimizer.bin"
 SCHEDULE_FILE = "scheduler.bin"  # kohya's scripts write none for optimizers without a schedule
 SCALER_FILE = "scaler.pt"
-FACTS = {name: type(value) for name, value in LoopState().facts().items() if name != "skipped"}  # older ones lack it
+LATER = ("skipped", "curves")  # what states of older versions lack
+FACTS = {name: type(value) for name, value in LoopState().facts().items() if name not in LATER}
 PARTS = {
     "lora_te": ("text encoder", "network_train_unet_only"),
     "lora_unet": ("U-Net", "network_train_text_encoder_only"),
@@ -109,6 +110,7 @@ def read_state(folder: Path, plan: StepPlan, seed: int) -> LoopState:
         stops=facts["stops"],
         losses=LossRecorder(facts["losses"]),
         skipped=SkipCount(*facts.get("skipped", [])[:2]),
+        curves=Curves.of(facts.get("curves", {})),
     )
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ import torch
 from library.dataset.file_marks import FileMark
 from library.dataset.scan import ScannedDataset
 from library.training.metadata import IMPLEMENTATION_VERSION
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
@@ -66,6 +72,15 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.processor() or platform.machine()}"
+
+
+def most_memory(device: torch.device) -> dict[str, int]:
+    """The most bytes that were in use at once, as far as the system tells."""
+    found = {"GPU memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["main memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return found
 
 
 def model_fingerprints(hashes: dict[str, object], base: Path) -> dict[str, object]:

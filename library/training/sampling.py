@@ -1,11 +1,12 @@
 """Pictures while training: prompts drawn by the model as it is, seeded, without touching training's randomness."""
 
+import inspect
 import logging
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 
@@ -76,24 +77,58 @@ def draw(family: ModelFamily, prompt: SamplePrompt, default_sampler: str) -> Ima
         noise = torch.randn(1, 4, prompt.height // 8, prompt.width // 8)  # on the CPU: the same on every device
         latents = noise.to(family.device) * scheduler.init_noise_sigma
         conds = family.prompt_conds(prompt.prompt, prompt.negative_prompt)
-        for timestep in scheduler.timesteps:
-            latents = guided_step(family, scheduler, latents, timestep, conds, prompt.scale)
+        latents = denoised(family, scheduler, latents, conds, Guidance(prompt.scale))
         image = family.vae.decode(latents)
-    if not image.isfinite().all():
-        which = "the VAE makes NaN of it; --no_half_vae helps" if latents.isfinite().all() else "the model gives NaN"
-        logger.warning("the preview of %r is black: %s", shorten(prompt.prompt, 60), which)
+    warn_of_black(prompt.prompt, latents, image)
     return to_picture(image)
 
 
-def guided_step(
-    family: ModelFamily, scheduler, latents: Tensor, timestep: Tensor, conds: Conds, scale: float
+def warn_of_black(prompt: str, latents: Tensor, image: Tensor) -> None:
+    """Say where a picture is no numbers, and what makes it so."""
+    if not image.isfinite().all():
+        which = "the VAE makes NaN of it; --no_half_vae helps" if latents.isfinite().all() else "the model gives NaN"
+        logger.warning("the picture of %r is black: %s", shorten(prompt, 60), which)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the answers to prompts are put together; with a `negative_scale` there is an empty prompt as the third."""
+
+    scale: float
+    negative_scale: float | None = None
+
+    @property
+    def num_prompts(self) -> int:
+        return 2 if self.negative_scale is None else 3
+
+    def __call__(self, positive: Tensor, negative: Tensor, empty: Tensor | None = None) -> Tensor:
+        if self.negative_scale is None:
+            return negative + self.scale * (positive - negative)
+        return empty + self.scale * (positive - empty) - self.negative_scale * (negative - empty)
+
+
+def denoised(
+    family: ModelFamily,
+    scheduler,
+    latents: Tensor,
+    conds: Conds,
+    guidance: Guidance,
+    timesteps: Tensor | None = None,
+    generators: list[torch.Generator] | None = None,
 ) -> Tensor:
-    doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-    timesteps = timestep.to(family.device).expand(2)
-    with torch.autocast(family.device.type, family.dtype, enabled=family.dtype != torch.float32):
-        positive, negative = family.predict(doubled, timesteps, conds).float().chunk(2)
-    guided = negative + scale * (positive - negative)
-    return scheduler.step(guided, timestep, latents, return_dict=False)[0]
+    """Latents [B, 4, h, w] after the sampler's steps; `conds` are of all prompts, then all negative ones, and so on.
+
+    The noise that some samplers add is torch's own, or that of a generator for each picture.
+    """
+    takes_generators = generators and "generator" in inspect.signature(scheduler.step).parameters
+    more = {"generator": generators} if takes_generators else {}
+    for timestep in scheduler.timesteps if timesteps is None else timesteps:
+        repeated = scheduler.scale_model_input(torch.cat([latents] * guidance.num_prompts), timestep)
+        now = timestep.to(family.device).expand(len(repeated))
+        with torch.autocast(family.device.type, family.dtype, enabled=family.dtype != torch.float32):
+            answers = family.predict(repeated, now, conds).float().chunk(guidance.num_prompts)
+        latents = scheduler.step(guidance(*answers), timestep, latents, return_dict=False, **more)[0]
+    return latents
 
 
 def to_picture(image: Tensor) -> Image.Image:

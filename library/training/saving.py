@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.files import failed_writes_told, put_folder_in_place, remove_folder, temporary_beside, write_text_whole
 from library.options.groups import SavingOptions
-from library.training.losses import LossRecorder
+from library.training.losses import Curves, LossRecorder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +44,7 @@ class LoopState:
     stops: list[int] = field(default_factory=list)  # steps where the run was stopped and left files
     losses: LossRecorder = field(default_factory=LossRecorder)
     skipped: SkipCount = field(default_factory=SkipCount)
+    curves: Curves = field(default_factory=Curves, compare=False, repr=False)  # of the whole run, for its record
     has_learned: bool = field(default=False, compare=False)  # whether a step of this run was taken
     settle: Callable[[], object] = field(default=bool, compare=False, repr=False)  # waits for steps under way
 
@@ -59,6 +60,7 @@ class LoopState:
             "stops": self.stops,
             "losses": self.losses.losses,
             "skipped": [self.skipped.in_a_row, self.skipped.total],
+            "curves": self.curves.kept(),
         }
 
 
