@@ -33,7 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
         "library.preflight",
         "library.report",
     ),
-    ("library.recipes",),
+    ("library.recipes", "library.preparing"),
     ("scripts",),  # train_network.py and its kin, and tools/
 ]
 
@@ -56,8 +56,10 @@ TORCH_FREE = (
     "library.leftovers",
     "library.logs",
     "library.options",
+    "library.panels",
     "library.parallel",
     "library.pictures",
+    "library.preparing",
     "library.texts",
     "library.network_choice",
     "library.preflight",
@@ -85,7 +87,9 @@ TORCH_FREE = (
     "networks.external_arguments",
     "networks.lora_arguments",
     "tools.benchmark",
+    "tools.crop_images",
     "tools.install",
+    "tools.resize_images_to_resolution",
     "tools.show_metadata",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")
