@@ -59,7 +59,12 @@ TORCH_FREE = (
     "library.panels",
     "library.parallel",
     "library.pictures",
-    "library.preparing",
+    "library.preparing.crop_folder",
+    "library.preparing.duplicates",
+    "library.preparing.options",
+    "library.preparing.resizing",
+    "library.preparing.unpacking",
+    "library.preparing.upscaling",
     "library.texts",
     "library.network_choice",
     "library.preflight",
@@ -88,9 +93,12 @@ TORCH_FREE = (
     "networks.lora_arguments",
     "tools.benchmark",
     "tools.crop_images",
+    "tools.extract_parquet",
+    "tools.find_duplicates",
     "tools.install",
     "tools.resize_images_to_resolution",
     "tools.show_metadata",
+    "tools.upscale_images",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")
 

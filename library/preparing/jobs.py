@@ -50,24 +50,36 @@ def jobs_left(jobs: list[Job], folder: Path, label: str, settings: dict[str, Any
     What is in `folder` counts as done where it was made with the same settings and after its picture changed. The
     settings are kept in the folder in a hidden file, which `overwrite` writes anew: what is older does not count.
     """
-    problems = _doubled(jobs, label) + [problem.removeprefix("--") for problem in check_writable(label, str(folder))]
-    if problems:
+    if problems := _doubled(jobs, label):
         raise UserError(*problems)
-    remove_leftovers({target.parent for job in jobs for target in job.targets})
-    mark = folder / f".athanor_{settings['script']}.json"
-    kept = None
-    with suppress(OSError, ValueError):
-        kept = json.loads(mark.read_text(encoding="utf-8"))
     there = [target for job in jobs for target in job.targets if target.exists()]
-    if there and kept != settings and not overwrite:
-        why = "was made with other settings" if kept else f"has files of these names already ({_names(there)})"
-        raise UserError(f"{label}: {folder} {why}; give another folder, or --overwrite to replace them")
-    if overwrite or kept != settings:
-        write_text_whole(mark, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
+    mark = claim_folder(folder, label, settings, there, overwrite)
+    remove_leftovers({target.parent for job in jobs for target in job.targets})
     left = [job for job in jobs if not _is_done(job, mark)]
     if len(left) < len(jobs):
         logger.info("%s of %d are there already (--overwrite makes them again)", len(jobs) - len(left), len(jobs))
     return left
+
+
+def claim_folder(folder: Path, label: str, settings: dict[str, Any], there: list[Path], overwrite: bool) -> Path:
+    """The file in a folder that says with what settings its files were made, written where it is not these.
+
+    A UserError where the folder takes no files, or where files are `there` that are not of these settings.
+    """
+    name = label.removeprefix("--")
+    if problems := check_writable(name, str(folder)):
+        raise UserError(*(problem.replace(f"--{name}", label, 1) for problem in problems))
+    mark = folder / f".athanor_{settings['script']}.json"
+    kept = None
+    with suppress(OSError, ValueError):
+        kept = json.loads(mark.read_text(encoding="utf-8"))
+    if there and kept != settings and not overwrite:
+        names = quoted_list([path.name for path in there], limit=3)
+        why = "was made with other settings" if kept else f"has files that are not of this script ({names})"
+        raise UserError(f"{label}: {folder} {why}; give another folder, or --overwrite to replace them")
+    if overwrite or kept != settings:
+        write_text_whole(mark, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
+    return mark
 
 
 def run_jobs(jobs: list[Job], make: Callable[[Job], Result], what: str, num_threads: int | None = None) -> Done[Result]:
@@ -129,7 +141,3 @@ def _is_done(job: Job, mark: Path) -> bool:
         newest = max(path.stat().st_mtime_ns for path in (job.source.path, mark))
         return all(target.stat().st_mtime_ns >= newest for target in job.targets)
     return False
-
-
-def _names(paths: list[Path]) -> str:
-    return quoted_list([path.name for path in paths], limit=3)

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -38,17 +39,17 @@ class Picture:
         return replace(self, pixels=pixels)
 
 
-def read_picture(path: Path) -> Picture:
-    """The picture of a file, with transparency where it has any; Unreadable where it is damaged."""
+def read_picture(file: Path | BinaryIO) -> Picture:
+    """The picture of a file, or of its bytes, with transparency where it has any; Unreadable where it is damaged."""
     try:
-        with open_picture(path) as image:
+        with open_picture(file) as image:
             keep_alpha = image.has_transparency_data
             profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-        return Picture(load_image(path, keep_alpha), profile)
+        return Picture(load_image(file, keep_alpha), profile)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise Unreadable(f"{path} ({unreadable_reason(path, error)})") from error
+        raise Unreadable(f"{file} ({unreadable_reason(str(file), error)})") from error
 
 
 def ending_for(source: Path, format_name: str) -> str:
