@@ -7,7 +7,9 @@ import numpy as np
 from PIL import Image
 
 from library import panels as layout
+from library.dataset.config import SubsetOptions
 from library.dataset.sampler import Draw
+from library.dataset.scan import ImageRecord
 from library.dataset.views import View, Views
 from library.errors import counted
 from library.panels import BLACK, GREY, ORANGE, Layout, Line, fitted
@@ -72,6 +74,18 @@ def panel_of(number: int, batch: list[Draw], views: Views, repeats: Sequence[int
     return Panel(number + 1, batch[0].step + 1, bucket_wh, tiles, len(batch) - len(shown))
 
 
+def marks_of(view: View, record: ImageRecord, subset: SubsetOptions) -> tuple[str, ...]:
+    """What is to be said of a picture that is seen this way."""
+    marks = {
+        "reg": subset.is_reg,
+        "preserved": subset.diff_output_preservation,
+        "only latents": record.is_gone,
+        "mirrored": view.flipped,
+        "masked": view.mask is not None and bool((view.mask < 1).any()),
+    }
+    return tuple(mark for mark, applies in marks.items() if applies)
+
+
 def thumbnail(view: View, longest_side: int = PICTURE) -> Image.Image:
     """The picture of a view, dark where the loss does not count, shrunk to fit or enlarged by a whole number."""
     pixels = view.pixels
@@ -98,18 +112,11 @@ def _tile(draw: Draw, views: Views, num_repeats: int) -> Tile:
     if record.is_gone:
         width, height = views.choices[draw.index].bucket_wh
         view = replace(view, pixels=np.full((height, width, 3), BLANK, np.uint8))
-    marks = {
-        "reg": subset.is_reg,
-        "preserved": subset.diff_output_preservation,
-        "only latents": record.is_gone,
-        "mirrored": view.flipped,
-        "masked": view.mask is not None and bool((view.mask < 1).any()),
-    }
     return Tile(
         picture=thumbnail(view),
         name=f"{record.path.parent.name}/{record.path.name}",
         num_repeats=num_repeats,
-        marks=tuple(mark for mark, applies in marks.items() if applies),
+        marks=marks_of(view, record, subset),
         caption=view.caption,
     )
 

@@ -94,7 +94,7 @@ class ModelOptions(OptionGroup):
 
     def check(self) -> list[str]:
         problems = at_least(self, 1, "clip_skip")
-        if not self.pretrained_model_name_or_path:
+        if self.trains and not self.pretrained_model_name_or_path:
             problems.append("--pretrained_model_name_or_path is required: the file or folder of the base model")
         if self.vae and not Path(self.vae).exists():
             problems.append(f"--vae: there is no file or folder {self.vae}")
@@ -495,9 +495,9 @@ class SavingOptions(OptionGroup):
             *at_least(self, 0, "save_last_n_epochs", "save_last_n_epochs_state"),
             *at_least(self, 0, "save_last_n_steps", "save_last_n_steps_state"),
         ]
-        if not self.output_dir:
+        if self.trains and not self.output_dir:
             problems.append("--output_dir is required: the folder for the trained network")
-        elif Path(self.output_dir).is_file():
+        elif self.output_dir and Path(self.output_dir).is_file():
             problems.append(f"--output_dir must be a folder, but {self.output_dir} is a file")
         problems += file_name("output_name", self.output_name, "output_dir")
         if self.metadata_thumbnail and not self.metadata_thumbnail.startswith("data:"):

@@ -21,5 +21,5 @@ def write_sheets(panels: Sequence[Panel], title: str, path: Path, layout: Layout
         paths = [path.with_name(f"{path.stem}-{number:06d}.png") for number in range(1, len(sheets) + 1)]
     for place, sheet in zip(paths, sheets, strict=True):
         write_picture(place, sheet)
-        logger.info("sheet: %s", place)
+    logger.info("sheet: %s", path if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}")
     return paths
