@@ -6,9 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image, ImageOps
+from pyarrow import parquet
 
 from library.dataset.buckets import choose_bucket
 from library.dataset.picture_files import decode_pictures
@@ -281,9 +283,6 @@ def picture_bytes(seed: int, kind: str = "PNG") -> bytes:
 
 
 def test_a_parquet_dataset_becomes_pictures_and_captions(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    import pyarrow
-
     secret = tmp_path / "secret.png"
     secret.write_bytes(picture_bytes(9))
     rows = [
