@@ -7,7 +7,6 @@ python tools/dataset_sheet.py --train_data_dir dataset --resolution 512 --enable
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,7 +41,11 @@ class SheetOptions(OptionGroup):
 class DatasetSheetOptions(SheetOptions, TrainNetworkOptions):
     """Draw a picture of the dataset that these options of training describe; nothing is trained"""
 
-    trains: ClassVar[bool] = False
+    def _check_model(self) -> list[str]:
+        return []  # none is loaded
+
+    def _check_output_dir(self) -> list[str]:
+        return super()._check_output_dir() if self.output_dir else []
 
 
 OPTIONS = DatasetSheetOptions

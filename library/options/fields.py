@@ -5,7 +5,7 @@ import types
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()  # the default of what must be given
 
@@ -43,8 +43,6 @@ def option(
 @dataclass(frozen=True, kw_only=True)
 class OptionGroup:
     """What all groups of options share."""
-
-    trains: ClassVar[bool] = True  # False in scripts that take the flags of training only to look at what it is given
 
     # option -> "command line" or "FILE:LINE", for those the user set
     sources: dict[str, str] = field(default_factory=dict, repr=False, compare=False)

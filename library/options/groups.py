@@ -93,12 +93,15 @@ class ModelOptions(OptionGroup):
     highvram: bool = option(False, "spare no GPU memory: skip the freeing of caches between steps")
 
     def check(self) -> list[str]:
-        problems = at_least(self, 1, "clip_skip")
-        if self.trains and not self.pretrained_model_name_or_path:
-            problems.append("--pretrained_model_name_or_path is required: the file or folder of the base model")
+        problems = at_least(self, 1, "clip_skip") + self._check_model()
         if self.vae and not Path(self.vae).exists():
             problems.append(f"--vae: there is no file or folder {self.vae}")
         return problems
+
+    def _check_model(self) -> list[str]:
+        if self.pretrained_model_name_or_path:
+            return []
+        return ["--pretrained_model_name_or_path is required: the file or folder of the base model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -495,14 +498,18 @@ class SavingOptions(OptionGroup):
             *at_least(self, 0, "save_last_n_epochs", "save_last_n_epochs_state"),
             *at_least(self, 0, "save_last_n_steps", "save_last_n_steps_state"),
         ]
-        if self.trains and not self.output_dir:
-            problems.append("--output_dir is required: the folder for the trained network")
-        elif self.output_dir and Path(self.output_dir).is_file():
-            problems.append(f"--output_dir must be a folder, but {self.output_dir} is a file")
+        problems += self._check_output_dir()
         problems += file_name("output_name", self.output_name, "output_dir")
         if self.metadata_thumbnail and not self.metadata_thumbnail.startswith("data:"):
             problems += existing_file("metadata_thumbnail", self.metadata_thumbnail)
         return problems + self._check_hub()
+
+    def _check_output_dir(self) -> list[str]:
+        if not self.output_dir:
+            return ["--output_dir is required: the folder for the trained network"]
+        if Path(self.output_dir).is_file():
+            return [f"--output_dir must be a folder, but {self.output_dir} is a file"]
+        return []
 
     def _check_hub(self) -> list[str]:
         repo_id, problems = self.huggingface_repo_id, []
