@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from library.errors import quoted_list
 from library.files import write_bytes_whole
 
 # Fonts with Chinese, Japanese or Korean characters as they come with Windows, macOS and Linux, and one for other
@@ -49,6 +50,14 @@ def missing_characters(font: Font, text: str) -> str:
         return mask.size == blank.size and bytes(mask) == bytes(blank)
 
     return "".join(c for c in dict.fromkeys(text) if c.isprintable() and not c.isspace() and is_missing(c))
+
+
+def note_on_missing(missing: str) -> str:
+    """What to say of characters that no font has."""
+    return (
+        f"the sheets have boxes where no font of this computer has the character ({quoted_list(list(missing))}): "
+        "install a font such as Noto Sans CJK"
+    )
 
 
 def wrapped(text: str, font: Font, width: int, max_lines: int) -> list[str]:

@@ -34,7 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
         "library.preflight",
         "library.report",
     ),
-    ("library.recipes",),
+    ("library.recipes", "library.generating", "library.preparing"),
     (
         "scripts",  # train_network.py and its kin, and tools/
         "networks.extract_lora_from_dylora",
@@ -44,8 +44,6 @@ LAYERS: list[tuple[str, ...]] = [
         "networks.sdxl_merge_lora",
         "networks.svd_merge_lora",
     ),
-    ("library.recipes", "library.generating"),
-    ("scripts",),  # train_network.py and its kin, and tools/
 ]
 
 # What must be there before torch is: all that `--help` and the checks of a run need.
@@ -96,12 +94,20 @@ TORCH_FREE = (
     "library.leftovers",
     "library.logs",
     "library.options",
+    "library.panels",
     "library.parallel",
     "library.pictures",
+    "library.preparing.crop_folder",
+    "library.preparing.duplicates",
+    "library.preparing.options",
+    "library.preparing.resizing",
+    "library.preparing.unpacking",
+    "library.preparing.upscaling",
     "library.texts",
     "library.network_choice",
     "library.preflight",
     "library.report",
+    "library.recipes.dataset_page",
     "library.recipes.debug_dataset",
     "library.safetensors_header",
     "library.secrets",
@@ -144,6 +150,14 @@ TORCH_FREE = (
     "tools.run_report",
     "tools.show_metadata",
     "tools.xyz_grid",
+    "tools.crop_images",
+    "tools.dataset_sheet",
+    "tools.extract_parquet",
+    "tools.find_duplicates",
+    "tools.install",
+    "tools.resize_images_to_resolution",
+    "tools.show_metadata",
+    "tools.upscale_images",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")
 

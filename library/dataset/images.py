@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -29,7 +30,9 @@ _CV2_INTERPOLATION = {
 _PIL_INTERPOLATION = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 
 
-def load_image(path: str | Path, keep_alpha: bool = False, at_least_wh: tuple[int, int] | None = None) -> np.ndarray:
+def load_image(
+    path: str | Path | BinaryIO, keep_alpha: bool = False, at_least_wh: tuple[int, int] | None = None
+) -> np.ndarray:
     """A picture upright as [H, W, 3] uint8 RGB, transparency on white; with keep_alpha [H, W, 4] as it is.
 
     Of a JPEG, a half, a quarter or an eighth of each side where that is `at_least_wh`, which is many times faster:

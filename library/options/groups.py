@@ -93,12 +93,15 @@ class ModelOptions(OptionGroup):
     highvram: bool = option(False, "spare no GPU memory: skip the freeing of caches between steps")
 
     def check(self) -> list[str]:
-        problems = at_least(self, 1, "clip_skip")
-        if not self.pretrained_model_name_or_path:
-            problems.append("--pretrained_model_name_or_path is required: the file or folder of the base model")
+        problems = at_least(self, 1, "clip_skip") + self._check_model()
         if self.vae and not Path(self.vae).exists():
             problems.append(f"--vae: there is no file or folder {self.vae}")
         return problems
+
+    def _check_model(self) -> list[str]:
+        if self.pretrained_model_name_or_path:
+            return []
+        return ["--pretrained_model_name_or_path is required: the file or folder of the base model"]
 
 
 @dataclass(frozen=True, kw_only=True)

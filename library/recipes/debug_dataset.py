@@ -6,9 +6,9 @@ from pathlib import Path
 from library.dataset.sampler import sampler_of
 from library.dataset.sheet import NO_CAPTION, Panel, chosen_batches, draw_sheets, num_buckets, panel_of
 from library.dataset.views import Views
-from library.errors import one_line, quoted_list
+from library.errors import one_line
 from library.options.groups import TrainNetworkOptions
-from library.pictures import write_picture
+from library.pictures import note_on_missing, write_picture
 from library.preflight import Preflight
 from library.training.plan import is_main_process
 from library.training.reports import aligned
@@ -54,11 +54,7 @@ def write_sheets(panels: list[Panel], options: TrainNetworkOptions, title: str) 
     """Draw the panels into the output folder, as NAME-dataset-000001.png and so on."""
     sheets, missing = draw_sheets(panels, title)
     if missing:
-        logger.warning(
-            "the sheets have boxes where no font of this computer has the character (%s): install a font such as "
-            "Noto Sans CJK, or read the captions above",
-            quoted_list(list(missing)),
-        )
+        logger.warning("%s, or read the captions above", note_on_missing(missing))
     stem = f"{options.output_name}-dataset" if options.output_name else "dataset"
     paths = [Path(options.output_dir) / f"{stem}-{number:06d}.png" for number in range(1, len(sheets) + 1)]
     for path, sheet in zip(paths, sheets, strict=True):

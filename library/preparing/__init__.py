@@ -1,0 +1,1 @@
+"""Pictures before they are a dataset: resized, cropped, enlarged, unpacked, sorted out."""
