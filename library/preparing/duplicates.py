@@ -88,9 +88,9 @@ def groups_of(sources: Iterable[Source], decoded: Mapping[str, Decoded], max_bit
     by_file = {str(source.path): source for source in sources}
     found = same_pictures(decoded) + ([] if max_bits is None else like_pictures(decoded, max_bits))
 
-    def worth(file: str) -> tuple[int, int, bool]:
-        picture = decoded[file]
-        return picture.size_wh[0] * picture.size_wh[1], picture.num_bytes, bool(by_file[file].companions)
+    def worth(file: str) -> tuple[int, int, bool, int]:
+        picture, has_caption = decoded[file], bool(by_file[file].companions)
+        return picture.size_wh[0] * picture.size_wh[1], picture.num_bytes, has_caption, -len(file)  # "a", not "a (1)"
 
     groups = []
     for files in joined(found):
