@@ -50,7 +50,7 @@ def effects_of_tokens(options: ModelOptions, network: Path, batch_size: int) -> 
     after = _hidden_states(family, ids, batch_size, "with it")
     for states, changed in zip(before, after, strict=True):
         effects += (changed - states).abs().mean(dim=(1, 2)).tolist()
-    texts = tokenizer.convert_ids_to_tokens(tokens.tolist())
+    texts = tokenizer.batch_decode(tokens[:, None])
     found = [Effect(*row) for row in zip(tokens.tolist(), texts, effects, strict=True)]
     return sorted(found, key=lambda effect: -effect.change)
 
