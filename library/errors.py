@@ -18,6 +18,7 @@ EXIT_MISTAKE = 2
 EXIT_STOPPED = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_DIVERGED = 5
+EXIT_FINDINGS = 6  # a check found something, which is no mistake of the command
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # ends of lines, directions of writing
 
 

@@ -15,6 +15,7 @@ class SafetensorsHeader:
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]  # "F32", "F16", "BF16", ...
+    offsets: dict[str, tuple[int, int]]  # where the data of each begins and ends, behind the header
     metadata: dict[str, str]
     size: int  # of the header with its length, in bytes: where the tensors begin
 
@@ -31,15 +32,20 @@ def read_header(path: Path, label: str) -> SafetensorsHeader:
             metadata = {str(name): str(value) for name, value in dict(header.pop("__metadata__", None) or {}).items()}
             shapes = {name: _sizes(entry["shape"]) for name, entry in header.items()}
             dtypes = {name: str(entry.get("dtype")) for name, entry in header.items()}
-            ends = [_sizes(entry["data_offsets"])[1] for entry in header.values()]
+            offsets = {name: _ends(entry["data_offsets"]) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise UserError(f"{label}: {path} has a broken safetensors header; get the file again") from None
-    expected = 8 + header_size + max(ends, default=0)
+    expected = 8 + header_size + max((end for _, end in offsets.values()), default=0)
     if size < expected:
         raise UserError(
             f"{label}: {path} is cut off: its header promises {expected} bytes, it has {size}; get the file again"
         )
-    return SafetensorsHeader(shapes, dtypes, metadata, 8 + header_size)
+    return SafetensorsHeader(shapes, dtypes, offsets, metadata, 8 + header_size)
+
+
+def _ends(values: list[int]) -> tuple[int, int]:
+    first, last = _sizes(values)
+    return first, last
 
 
 def _sizes(values: list[int]) -> tuple[int, ...]:

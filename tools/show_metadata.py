@@ -33,6 +33,7 @@ class ShowMetadataOptions(OptionGroup):
 
 
 OPTIONS = ShowMetadataOptions
+PICTURES = "ssmd_cover_images", "modelspec.thumbnail"  # pages of letters, which nobody reads
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     metadata = read_header(Path(options.model), "--model").metadata
     if not metadata:
         raise UserError(f"--model: {options.model} has no metadata")
-    print(json.dumps({name: _opened(value) for name, value in metadata.items()}, ensure_ascii=False, indent=2))
+    shown = {name: _opened(value) if name not in PICTURES else _size(value) for name, value in metadata.items()}
+    print(json.dumps(shown, ensure_ascii=False, indent=2))
+
+
+def _size(text: str) -> str:
+    return f"({len(text) / 1000:.0f} kB of pictures)"
 
 
 def _opened(text: str) -> Any:

@@ -65,7 +65,10 @@ class AdapterLayer:
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """All of the layer's, by what they are."""
-        return {part: self.weights[key].to(dtype) for part, key in self.found.keys.items()}
+        tensors = {part: self.weights[key].to(dtype) for part, key in self.found.keys.items()}
+        if "lora_magnitude_vector" in self.found.keys.get("dora_scale", ""):  # PEFT's are always of outputs
+            tensors["dora_scale"] = tensors["dora_scale"].flatten()
+        return tensors
 
     @torch.no_grad()
     def delta(self, weight: Tensor | None = None) -> Tensor:

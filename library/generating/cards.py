@@ -4,16 +4,13 @@ ComfyUI and the WebUI find the picture in the network's own metadata, the WebUI 
 NAME.preview.png beside it. Needs no torch.
 """
 
-import base64
-import io
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from library.adapters.covers import cover_image
 from library.dataset.picture_files import open_picture
 from library.errors import UserError
 from library.files import read_user_text, write_text_whole
@@ -25,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 COVER_KEY = "ssmd_cover_images"  # a JSON list of pictures in base64
-COVER = 512  # longest side, in pixels
-QUALITY = 90  # of JPEG
 MAX_WORDS = 8
 COMMON = 0.9  # share of the captions that a trigger word is in
 SD_VERSIONS = {"sd_v1": "SD1", "sd_v2": "SD2", "sdxl_": "SDXL"}  # by the start of ss_base_model_version
@@ -42,12 +37,7 @@ def chosen_cover(cover_image: str, previews: Sequence[Preview]) -> Path | None:
 
 def cover_metadata(path: Path) -> dict[str, str]:
     """The metadata that holds a picture; hashes of a network are of other fields, and stay."""
-    with open_picture(path) as opened:
-        picture = opened.convert("RGB")
-    picture.thumbnail((COVER, COVER), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    picture.save(data, format="JPEG", quality=QUALITY)
-    return {COVER_KEY: json.dumps([base64.b64encode(data.getvalue()).decode("ascii")])}
+    return {COVER_KEY: json.dumps([cover_image(path)])}
 
 
 def trigger_words(metadata: dict[str, Any], phrase: str | None = None) -> str:

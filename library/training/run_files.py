@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
+from library.adapters import verdict_report
 from library.errors import CannotWrite, first_line
 from library.options.groups import TrainNetworkOptions
 from library.training import saving
@@ -161,9 +162,11 @@ class RunFiles:
             logger.warning("%s cannot be removed, and stays: %s", path, error.strerror)
 
     def check(self, path: Path) -> None:
-        """Read the file back: every key must belong to a layer of the model, and the weights must be finite."""
+        """Read the file back: weights must be finite and the model's; and tell what other programs make of it."""
         num_layers = self.network.check_saved(path)
         logger.info("%s was read back: all %d layers match the model", path, num_layers)
+        if path.suffix == ".safetensors":
+            verdict_report.tell(path)
         logger.info(
             "To use it, put it into models/Lora of the Stable Diffusion WebUI or models/loras of ComfyUI; "
             "in the WebUI the prompt then has <lora:%s:1>",
