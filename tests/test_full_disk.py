@@ -153,9 +153,7 @@ def test_what_is_in_a_pack_stays_where_more_has_no_room(no_room):
         if side < SIDE:
             files.write(str(no_room / name), cached, None)
             continue
-        with pytest.raises(
-            UserError, match=r"\.pack: .* \(5\.76 MB needed, .* free\); --cache_latents alone"
-        ):
+        with pytest.raises(UserError, match=r"\.pack: .* \(5\.76 MB needed, .* free\); --cache_latents alone"):
             files.write(str(no_room / name), cached, None)
     files.finish()
     assert [files.has(str(no_room / name)) for name in sides] == [True, False, True]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.dataset import packed_latents
+from library.dataset import folder_packs, packed_latents
 from library.dataset.cache import CachedLatents, Origin
 from library.dataset.cache_check import ABSENT, BROKEN, WantedLatents
 from library.dataset.file_marks import FileMark
 from library.dataset.latent_pack import ROW, PackWriter, read_entries
-from library.dataset.pack_files import TRAILER, new_pack, packs_in
+from library.dataset.pack_files import TRAILER, new_pack, packed_names, packs_in
 from library.dataset.packed_latents import PackedLatents
 from library.dataset.scan import ImageRecord
 from library.errors import UserError
@@ -93,6 +93,16 @@ def test_what_is_written_is_read_to_the_bit_with_its_origin(folder):
             assert (origin.picture, origin.mask) == (FileMark.of(folder.pictures[number]), None)
             assert origin.resized == "48x64 area" and np.array_equal(origin.vae, SKETCH)
     assert not PackedLatents("sdxl").has(folder.places[0])
+    assert packed_names([pack.name], str(folder.path), "sd") == {Path(place).name for place in folder.places}
+
+
+def test_packs_of_the_working_directory_are_found(folder, monkeypatch):
+    monkeypatch.chdir(folder.path)
+    files = PackedLatents("sd")
+    place = files.place(ImageRecord(folder.pictures[0].name, (300, 400), "", True, 0))
+    files.write(place, cached(0), None)
+    files.finish()
+    assert same(files.read(place), cached(0))
 
 
 def used(folder: Folder) -> PackedLatents:
@@ -117,7 +127,7 @@ def test_the_newest_of_several_counts_and_what_is_dead_goes(folder):
 
 
 def test_many_small_packs_become_one_and_a_full_one_is_followed_by_another(folder, monkeypatch):
-    monkeypatch.setattr(packed_latents, "MAX_SMALL", 3)
+    monkeypatch.setattr(folder_packs, "MAX_SMALL", 3)
     for number in range(6):
         folder.write(range(number, number + 1))
     assert len(folder.packs()) == 3 and folder.reasons() == [None] * 6
@@ -214,7 +224,7 @@ def test_a_pipe_in_the_place_of_a_pack_is_not_waited_for(folder):
         PackedLatents("sd").clear_up([str(folder.path)])
 
 
-def test_ten_thousand_entries_are_checked_without_reading_their_numbers(folder):
+def test_entries_are_checked_without_reading_their_numbers(folder):
     """The index alone is read: a pack whose numbers are gone is checked as well as a whole one."""
     folder.write(range(6))
     (pack,) = folder.packs()

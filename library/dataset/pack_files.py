@@ -58,7 +58,7 @@ def new_pack(folder: str, family: str, number: int) -> Path:
 def packs_in(folder: str, family: str) -> list[Path]:
     """The packs of a folder, oldest first; none where it cannot be listed."""
     with suppress(OSError):
-        return packs_among(os.listdir(folder), folder, family)
+        return packs_among(os.listdir(folder or "."), folder, family)
     return []
 
 

@@ -133,21 +133,10 @@ def cache_on_disk(
     if accelerator.is_main_process:
         own.clear_up(folders)
     accelerator.wait_for_everyone()
-    owners = sorted({place.path: index for index, place in places.items()}.values())  # one record for each place
-    mine = {index: places[index] for index in owners[accelerator.process_index :: accelerator.num_processes]}
-    if options.skip_cache_check:
-        reasons = {index: ABSENT for index, place in mine.items() if not own.has(place.path)}
-    else:
-        reasons = reasons_to_make(dataset, own, mine, vae, accelerator)
     try:
-        taken = take_over(dataset, caches, {index: places[index] for index in reasons}, vae, accelerator)
-        found = gather_object([(index, reason) for index, reason in reasons.items() if index not in taken])
-        num_taken = sum(gather_object([len(taken)]))
-        log_findings("latents", len(owners), Counter(reason for _, reason in found))
-        if num_taken:
-            logger.info("latents: those of %s were %s", counted(num_taken, "picture"), TAKEN_OVER[options.latent_cache])
-        require_pictures(dataset, sorted(index for index, _ in found))
-        to_make = sorted(index for index, _ in found)[accelerator.process_index :: accelerator.num_processes]
+        missing, num_taken = find_missing(dataset, options, accelerator, places, caches, vae)
+        require_pictures(dataset, missing)
+        to_make = missing[accelerator.process_index :: accelerator.num_processes]
         sketch = vae.sketch if to_make else None
 
         def write(index: int, cached: CachedLatents) -> None:
@@ -157,12 +146,36 @@ def cache_on_disk(
     finally:
         own.finish()
     broken = gather_object(broken)
-    if (found or num_taken) and accelerator.is_main_process:
+    if (missing or num_taken) and accelerator.is_main_process:
         own.tidy(folders)
     accelerator.wait_for_everyone()
     dataset.latents_files = own
     dataset.latents_paths.update({index: place.path for index, place in places.items()})
     return broken
+
+
+def find_missing(
+    dataset: TrainingDataset,
+    options: DatasetOptions,
+    accelerator: Accelerator,
+    places: dict[int, Place],
+    caches: Caches,
+    vae: VaeCheck,
+) -> tuple[list[int], int]:
+    """The records whose latents must be made, when all that fits was taken over, and how many that was."""
+    owners = sorted({place.path: index for index, place in places.items()}.values())  # one record for each place
+    mine = {index: places[index] for index in owners[accelerator.process_index :: accelerator.num_processes]}
+    if options.skip_cache_check:
+        reasons = {index: ABSENT for index, place in mine.items() if not caches.own.has(place.path)}
+    else:
+        reasons = reasons_to_make(dataset, caches.own, mine, vae, accelerator)
+    taken = take_over(dataset, caches, {index: places[index] for index in reasons}, vae, accelerator)
+    found = gather_object([(index, reason) for index, reason in reasons.items() if index not in taken])
+    num_taken = sum(gather_object([len(taken)]))
+    log_findings("latents", len(owners), Counter(reason for _, reason in found))
+    if num_taken:
+        logger.info("latents: those of %s were %s", counted(num_taken, "picture"), TAKEN_OVER[options.latent_cache])
+    return sorted(index for index, _ in found), num_taken
 
 
 def reasons_to_make(
@@ -195,10 +208,16 @@ def take_over(
     there = {index: Place(caches.other.place(records[index]), place.wanted) for index, place in places.items()}
     there = {index: place for index, place in there.items() if caches.other.has(place.path)}
     useless = reasons_to_make(dataset, caches.other, there, vae, accelerator)
-    taken = there.keys() - useless.keys()
+    fitting = sorted(there.keys() - useless.keys())
     hidden = not accelerator.is_local_main_process
-    for index in tqdm(sorted(taken), desc="taking latents over", unit="pictures", disable=hidden, delay=1):
-        caches.own.write(places[index].path, *caches.other.read_with_origin(there[index].path))
+    taken = set()
+    for index in tqdm(fitting, desc="taking latents over", unit="pictures", disable=hidden, delay=1):
+        try:
+            found = caches.other.read_with_origin(there[index].path)
+        except UserError:  # damaged, of which a pack tells only now
+            continue
+        caches.own.write(places[index].path, *found)
+        taken.add(index)
     return taken
 
 
