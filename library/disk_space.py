@@ -176,4 +176,4 @@ def _bytes_in(folder: Path) -> int:
     if not folder.is_dir():
         return 0
     with os.scandir(folder) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.name.endswith((".npz", ".safetensors")))
+        return sum(entry.stat().st_size for entry in entries if entry.name.endswith((".npz", ".pack", ".safetensors")))

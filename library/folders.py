@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from library.dataset.pack_files import packed_names
 from library.dataset.scan import ImageRecord, ScannedDataset
 from library.errors import counted
 from library.families import writes_text
@@ -44,7 +45,8 @@ def cache_folder_problems(options: TrainNetworkOptions, family: str | None, scan
     problems = []
     for folder, records in folders.items():
         if reason := why_not_writable(folder):
-            npz = {name for name in os.listdir(folder) if name.endswith(".npz")}
+            names = os.listdir(folder)
+            npz = {name for name in names if name.endswith(".npz")} | packed_names(names, folder, family or "sd")
             problems += [
                 f"--{flag}_to_disk: {counted(number, 'picture')} in {folder} have no {what} there yet, and the folder "
                 f"cannot be written to ({reason}); allow that, or give --{flag} alone, which keeps them in memory"

@@ -25,11 +25,11 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
         with suppress(OSError):  # no such folder, or not ours to write
             for name in os.listdir(folder):
                 match = TEMPORARY.fullmatch(name)
-                if match and not _is_in_use(folder / name, match["machine"], int(match["pid"])):
+                if match and not is_in_use(folder / name, match["machine"], int(match["pid"])):
                     _clear(folder / name, match["ending"] == "old")
 
 
-def _is_in_use(path: Path, machine: str, pid: int) -> bool:
+def is_in_use(path: Path, machine: str, pid: int) -> bool:
     if machine != MACHINE:
         return max(p.stat().st_mtime for p in (path, *path.rglob("*"))) > time.time() - SECONDS_TO_WRITE
     return pid != os.getpid() and _is_running(pid)

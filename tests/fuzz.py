@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import safetensors.torch
@@ -22,14 +23,19 @@ from PIL import Image
 from library.dataset import cache, text_cache
 from library.dataset.audit_memory import AuditMemory, caption_digests
 from library.dataset.buckets import bucket_settings, choose_bucket
+from library.dataset.cache import Origin
 from library.dataset.cache_check import WantedLatents, examine
 from library.dataset.captions import process_caption
 from library.dataset.config import SubsetOptions
 from library.dataset.dataset_config import read_dataset_config
+from library.dataset.file_marks import FileMark
 from library.dataset.images import load_image, resize_and_crop
 from library.dataset.index_file import BROKEN, Remembered, packed, unpacked
 from library.dataset.info_cache import read_sizes
+from library.dataset.latent_pack import PackWriter
 from library.dataset.metadata_file import read_metadata_file
+from library.dataset.pack_files import packed_names
+from library.dataset.packed_latents import PackedLatents
 from library.dataset.picture_index import NAME as INDEX_NAME
 from library.dataset.picture_index import PictureIndex
 from library.dataset.scan import scan, verify_pictures
@@ -37,6 +43,7 @@ from library.errors import UserError
 from library.families.agreement import check_clip_skip, model_warnings
 from library.families.checkpoint_files import open_checkpoint
 from library.families.detect import inspect_checkpoint
+from library.files import MACHINE
 from library.given_files import check_network
 from library.network_files import read_weights
 from library.options.cli import read_options
@@ -283,6 +290,41 @@ def read_latents(path: Path) -> None:
         raise UserError(finding.reason)
 
 
+PACK_NAME = f".athanor_latents_sd-000001-{MACHINE}-{2**22 + 1}-0123abcd.pack"  # of a process that there cannot be
+
+
+def _packs() -> list[bytes]:
+    """One that is finished, and one whose writer was killed."""
+    with TemporaryDirectory() as folder:
+        writer = PackWriter(Path(folder, PACK_NAME))
+        origin = Origin(FileMark(1, 2, 3), None, "64x64", np.ones((4, 4, 4)))
+        for name in ("picture_0064x0064_sd.npz", "b.npz"):
+            array = np.ones((4, 8, 8), np.float32)
+            writer.add(name, cache.CachedLatents(array, (64, 64), (0, 0, 0, 0), array), origin)
+        torn = writer.path.read_bytes()
+        writer.finish()
+        return [writer.path.read_bytes(), torn]
+
+
+def read_packs(path: Path) -> None:
+    folder, files = str(path.parent), PackedLatents("sd")
+    wanted = WantedLatents(path, (64, 64), (64, 64), (0, 0, 0, 0), "64x64", True, False, None, is_gone=True)
+    packed_names(os.listdir(folder), folder, "sd")
+    try:
+        files.clear_up([folder])
+        files.tidy([folder])
+        for name in ("picture_0064x0064_sd.npz", "b.npz"):
+            place = os.path.join(folder, name)
+            (finding,) = files.examine([(place, wanted)])
+            if finding.reason:
+                raise UserError(finding.reason)
+            assert (files.read(place).latents == 1).all()
+    finally:
+        for other in path.parent.glob("*.pack"):  # notes of damage
+            other.unlink()
+        path.touch()
+
+
 def _texts() -> list[bytes]:
     arrays = {"hidden_state1": np.ones((7, 4)), "hidden_state2": np.ones((7, 8)), "pool2": np.ones(8)}
     file = io.BytesIO()
@@ -416,6 +458,7 @@ KINDS = {
     "picture in WebP": Kind("picture.webp", _pictures("WEBP", modes=("RGB", "RGBA")), read_picture),
     "picture of another format": Kind("picture.bmp", _pictures("BMP", "GIF", "TIFF", modes=("RGB", "L")), read_picture),
     "latents on disk": Kind("picture_0064x0064_sd.npz", _latents, read_latents),
+    "latents in packs": Kind(f"packs/{PACK_NAME}", _packs, read_packs),
     "texts on disk": Kind("picture_te_outputs.npz", _texts, read_texts),
     "network file": Kind("net.safetensors", _networks, read_network),
     "network file in pickle": Kind("net.pt", _pickled_networks, read_network),

@@ -22,10 +22,12 @@ from torch.utils import tensorboard  # noqa: F401  for the tracker, so that no f
 
 from library.adapters.streaming import write_streamed
 from library.dataset import picture_index
-from library.dataset.cache import CachedLatents, write_latents
+from library.dataset.cache import CachedLatents, Origin, write_latents
 from library.dataset.caption_files import CaptionFile
+from library.dataset.file_marks import FileMark
 from library.dataset.index_file import Remembered, packed
 from library.dataset.info_cache import write_info
+from library.dataset.packed_latents import PackedLatents
 from library.dataset.picture_files import Decoded
 from library.dataset.text_cache import KEYS, TextOrigin, write_text
 from library.files import write_bytes_whole
@@ -81,6 +83,19 @@ def states() -> Callable[[Path, int], None]:
 def latents(folder: Path, round_: int) -> None:
     array = np.full((4, 128, 96), round_, np.float32)
     write_latents(folder / f"{round_ % 5}.npz", CachedLatents(array, (768, 1024), (0, 0, 768, 1024), array))
+
+
+def packs(folder: Path, round_: int) -> None:
+    """As a run does that finds five pictures changed."""
+    files = PackedLatents("sd")
+    files.clear_up([str(folder)])
+    array = np.full((4, 128, 96), round_, np.float32)
+    origin = Origin(FileMark(round_, round_, round_), None, "x", np.zeros((4, 4, 4)))
+    for number in range(5):
+        cached = CachedLatents(array, (768, 1024), (0, 0, 768, 1024), array)
+        files.write(str(folder / f"{number}.npz"), cached, origin)
+    files.finish()
+    files.tidy([str(folder)])
 
 
 def text(folder: Path, round_: int) -> None:
@@ -141,6 +156,7 @@ KINDS: dict[str, Callable[[], Callable[[Path, int], None]]] = {
     "model": lambda: model,
     "state": states,
     "latents": lambda: latents,
+    "packs": lambda: packs,
     "text": lambda: text,
     "pictures": lambda: pictures,
     "config": lambda: config,

@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from library.dataset.cache import read_latents
+from library.dataset.cache import CachedLatents, read_latents
 from library.dataset.dataset import TrainingDataset
 from library.dataset.images import to_model_input
+from library.dataset.pack_files import read_index
 from library.dataset.scan import scan_dataset
 from library.errors import UserError
 from library.families.base import ModelFamily
@@ -32,6 +33,8 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 ENCODER = "first_stage_model.encoder."
+ARRAYS = ("latents", "latents_flipped", "alpha_mask")
+both_kinds = pytest.mark.parametrize("kind", ["npz", "packed"])
 
 
 def write_vae(path: Path, source: Path, change=lambda name, value: value) -> Path:
@@ -84,7 +87,7 @@ def are_right(dataset: TrainingDataset, family: ModelFamily) -> bool:
     """Whether all latents are samples of what this VAE makes of these pictures as they are now."""
     for index, path in dataset.latents_paths.items():
         mean, deviation = family.vae.distribution(dataset.image(index)[None])
-        distance = (torch.from_numpy(read_latents(path).latents) - mean[0]).abs() / deviation[0]
+        distance = (torch.from_numpy(dataset.latents_files.read(path).latents) - mean[0]).abs() / deviation[0]
         if distance.max() > 6:
             return False
     return len(dataset.latents_paths) == 4
@@ -96,6 +99,20 @@ def files(pictures: Path, family: str = "sd") -> list[Path]:
 
 def contents(pictures: Path) -> list[bytes]:
     return [path.read_bytes() for path in files(pictures)]
+
+
+def num_cached(pictures: Path) -> int:
+    """Pictures with latents in files of one kind, and in those of the other."""
+    packs = [read_index(path) for path in pictures.rglob("*.pack")]
+    return len(files(pictures)) + len({name for pack in packs for name in pack.names})
+
+
+def same(one: CachedLatents, other: CachedLatents) -> bool:
+    """Whether latents are the same to the bit."""
+    return (one.original_size_wh, one.crop_ltrb) == (other.original_size_wh, other.crop_ltrb) and all(
+        np.array_equal(a, b) if a is not None and b is not None else a is b
+        for a, b in ((getattr(one, name), getattr(other, name)) for name in ARRAYS)
+    )
 
 
 def as_kohya_writes_them(pictures: Path) -> None:
@@ -172,35 +189,39 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("cause", CAUSES)
-def test_what_no_longer_fits_is_made_anew_and_the_cause_is_said(cause, cache, pictures, other_model):
-    cache()
-    changes = CAUSES[cause](cache, pictures, other_model)
+@pytest.mark.parametrize(
+    ("kind", "cause"), [*(("npz", cause) for cause in CAUSES), *(("packed", cause) for cause in list(CAUSES)[1:])]
+)
+def test_what_no_longer_fits_is_made_anew_and_the_cause_is_said(kind, cause, cache, pictures, other_model):
+    cache(latent_cache=kind)
+    changes = CAUSES[cause](cache, pictures, other_model) | {"latent_cache": kind}
     dataset, family, said = cache(**changes)
     assert said == f"latents: 0 of 4 pictures have theirs on disk; made anew: {cause}"
     assert are_right(dataset, family)
     assert cache(**changes)[2] == "latents: 4 of 4 pictures have theirs on disk"
 
 
-def test_another_mask_is_noticed_and_one_that_is_no_longer_wanted_is_not_used(cache, pictures, tmp_path):
+@both_kinds
+def test_another_mask_is_noticed_and_one_that_is_no_longer_wanted_is_not_used(kind, cache, pictures, tmp_path):
     (tmp_path / "masks").mkdir()
     for path in (pictures / "2_cat").glob("*.png"):
         shutil.copy(path, tmp_path / "masks" / path.name)
-    masked = {"masked_loss": True, "conditioning_data_dir": str(tmp_path / "masks")}
+    masked = {"masked_loss": True, "conditioning_data_dir": str(tmp_path / "masks"), "latent_cache": kind}
     cache(**masked)
     rewrite(tmp_path / "masks" / "picture 0.png")
     assert cache(**masked)[2].endswith("; made anew: 1 of a mask that has changed")
-    dataset, _, said = cache()
+    dataset, _, said = cache(latent_cache=kind)
     assert said == "latents: 4 of 4 pictures have theirs on disk"
     draw = next(draw for batch in dataset.sampler() for draw in batch)
     assert dataset[draw].latents is not None and dataset[draw].alpha_mask is None
 
 
-def test_a_copied_dataset_keeps_its_latents(cache, pictures):
-    cache()
+@both_kinds
+def test_a_copied_dataset_keeps_its_latents(kind, cache, pictures):
+    cache(latent_cache=kind)
     for path in (pictures / "2_cat").iterdir():
         os.utime(path, (2e9, 2e9) if path.suffix == ".png" else (1e9, 1e9))
-    assert cache()[2] == "latents: 4 of 4 pictures have theirs on disk"
+    assert cache(latent_cache=kind)[2] == "latents: 4 of 4 pictures have theirs on disk"
 
 
 @pytest.mark.parametrize("kohyas", [False, True])
@@ -252,7 +273,8 @@ def test_trusted_files_are_not_read(cache, pictures):
     assert cache(skip_cache_check=True)[2] == "latents: 3 of 4 pictures have theirs on disk"
 
 
-def test_an_interrupted_run_goes_on_where_it_was(cache, pictures, monkeypatch):
+@both_kinds
+def test_an_interrupted_run_goes_on_where_it_was(kind, cache, pictures, monkeypatch):
     encode, calls = Vae.encode, []
 
     def stopped(vae: Vae, images: Tensor, noise_like: Callable[[Tensor], Tensor]) -> Tensor:
@@ -263,9 +285,9 @@ def test_an_interrupted_run_goes_on_where_it_was(cache, pictures, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Vae, "encode", stopped)
-        cache()
-    assert len(files(pictures)) == 2
-    dataset, family, said = cache()
+        cache(latent_cache=kind)
+    assert num_cached(pictures) == 2
+    dataset, family, said = cache(latent_cache=kind)
     assert said == "latents: 2 of 4 pictures have theirs on disk" and are_right(dataset, family)
 
 
@@ -308,7 +330,8 @@ def test_latents_that_cannot_be_written_are_one_sentence(cache, pictures):
     assert not list(pictures.glob("2_cat/.*.tmp*"))
 
 
-def test_one_picture_in_two_sizes_has_one_file_and_the_right_latents_twice(cache, pictures, tmp_path):
+@both_kinds
+def test_one_picture_in_two_sizes_has_one_file_and_the_right_latents_twice(kind, cache, pictures, tmp_path):
     config = tmp_path / "dataset.toml"
     folder = (pictures / "2_cat").as_posix()
     config.write_text(
@@ -319,16 +342,56 @@ def test_one_picture_in_two_sizes_has_one_file_and_the_right_latents_twice(cache
         encoding="utf-8",
     )
     for _ in range(2):
-        dataset, _, _ = cache(dataset_config=str(config), train_data_dir=None, enable_bucket=False)
+        dataset, _, _ = cache(
+            dataset_config=str(config), train_data_dir=None, enable_bucket=False, latent_cache=kind
+        )  # fmt: skip
         examples = [dataset[draw] for batch in dataset.sampler() for draw in batch]
         assert {example.target_size_hw for example in examples} == {(64, 64), (128, 128)}
         assert all(tuple(e.latents.shape[1:]) == tuple(side // 8 for side in e.target_size_hw) for e in examples)
     assert len(dataset.latents_paths) == len(dataset.latents) == 4
 
 
+def other_kind(kind: str) -> str:
+    return "npz" if kind == "packed" else "packed"
+
+
+@pytest.mark.parametrize("kohyas", [False, True])
+@both_kinds
+def test_what_is_in_files_of_the_other_kind_is_not_made_again(kind, kohyas, cache, pictures, monkeypatch):
+    """Bits, origins and masks move; and what does not fit stays behind."""
+    options = dict(flip_aug=True, alpha_mask=True)
+    if kohyas:
+        cache(**options)
+        as_kohya_writes_them(pictures)
+        if kind == "npz":
+            cache(latent_cache="packed", **options)
+            for path in files(pictures):
+                path.unlink()
+    before, _, _ = cache(latent_cache=other_kind(kind), **options)
+    wanted = {index: before.latents_files.read(path) for index, path in before.latents_paths.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Vae, "encode", lambda *_: pytest.fail("encoded again"))
+        after, family, said = cache(latent_cache=kind, **options)
+    assert said == "latents: 4 of 4 pictures have theirs on disk"
+    for path in (pictures / "2_cat").glob("*.npz" if kind == "packed" else "*.pack"):
+        path.unlink()
+    assert cache(latent_cache=kind, **options)[2] == "latents: 4 of 4 pictures have theirs on disk"
+    assert all(same(after.latents_files.read(after.latents_paths[index]), wanted[index]) for index in wanted)
+    origins = [after.latents_files.read_with_origin(path)[1] for path in after.latents_paths.values()]
+    assert [origin is None for origin in origins] == [kohyas] * 4
+    os.utime(pictures / "2_cat" / "picture 1.png", (2e9, 2e9))
+    rewrite(pictures / "2_cat" / "picture 2.png")
+    assert cache(latent_cache=other_kind(kind), **options)[2].startswith(
+        "latents: 2 of 4" if kohyas else "latents: 3 of 4"
+    )
+
+
 @pytest.mark.slow
-def test_two_processes_share_the_work_on_files(cache, model, pictures, tmp_path):
-    arguments = tiny.arguments(model, pictures, tmp_path / "out", cache_latents_to_disk=True)
+@both_kinds
+def test_two_processes_share_the_work_on_files(kind, cache, model, pictures, tmp_path):
+    arguments = tiny.arguments(
+        model, pictures, tmp_path / "out", cache_latents_to_disk=True, latent_cache=kind
+    )  # fmt: skip
     world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     processes = [
         subprocess.Popen(
@@ -343,7 +406,7 @@ def test_two_processes_share_the_work_on_files(cache, model, pictures, tmp_path)
     messages = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], messages
     assert "caching latents: 100%" in messages[0] and "2/2" in messages[0]
-    dataset, family, said = cache()
+    dataset, family, said = cache(latent_cache=kind)
     assert said == "latents: 4 of 4 pictures have theirs on disk" and are_right(dataset, family)
 
 

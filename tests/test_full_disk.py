@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from library import folders, preflight
 from library.dataset.cache import CachedLatents, read_latents, write_latents
 from library.dataset.info_cache import write_info
+from library.dataset.packed_latents import PackedLatents
 from library.dataset.text_cache import KEYS, TextOrigin, read_text, write_text
 from library.errors import CannotWrite, UserError, run_script
 from library.files import temporary_beside, write_text_whole
@@ -142,6 +143,35 @@ def test_what_was_there_stays_and_the_sentence_says_what_is_needed(name, no_room
     read(path)
     assert name != "a-state" or read(path) == 20
     write(path, 30)
+
+
+def test_what_is_in_a_pack_stays_where_more_has_no_room(no_room):
+    files, sides = PackedLatents("sd"), {"a": 20, "b": SIDE, "c": 20}
+    for name, side in sides.items():
+        array = np.full((4, side, side), side, np.float32)
+        cached = CachedLatents(array, (side, side), (0, 0, side, side))
+        if side < SIDE:
+            files.write(str(no_room / name), cached, None)
+            continue
+        with pytest.raises(UserError, match=r"\.pack: .* \(5\.76 MB needed, .* free\); --cache_latents alone"):
+            files.write(str(no_room / name), cached, None)
+    files.finish()
+    assert [files.has(str(no_room / name)) for name in sides] == [True, False, True]
+    assert all(files.read(str(no_room / name)).latents.max() == 20 for name in "ac")
+    assert len(list(no_room.iterdir())) == 1
+
+
+def test_a_pack_that_cannot_be_written_anew_for_lack_of_room_stays(no_room):
+    """Five latents fit on the disk, and six do not."""
+    files = PackedLatents("sd")
+    for names in ("abc", "bc"):  # of the first pack only a is of use in the end
+        for name in names:
+            array = np.full((4, 110, 110), ord(name), np.float32)
+            files.write(str(no_room / name), CachedLatents(array, (880, 880), (0, 0, 880, 880)), None)
+        files.finish()
+    files.tidy([str(no_room)])
+    assert [int(files.read(str(no_room / name)).latents.max()) for name in "abc"] == list(b"abc")
+    assert len(list(no_room.iterdir())) == 2
 
 
 def test_a_config_that_has_no_room_is_not_there(no_room):

@@ -85,7 +85,8 @@ def check_kind(name: str, folder: Path, num_cases: int) -> Counter[str]:
     kind = fuzz.KINDS[name]
     if name == "caption":
         Image.new("RGB", (64, 64)).save(folder / "picture.png")
-    allowed = {"data", "unet", "text_encoder", "scheduler", "picture.png", kind.file}
+    (folder / kind.file).parent.mkdir(exist_ok=True)
+    allowed = {"data", "packs", "unet", "text_encoder", "scheduler", "picture.png", kind.file}
     counts = run_cases(kind, folder, name, num_cases)
     assert {path.name for path in folder.iterdir()} <= allowed
     assert [path.name for path in folder.parent.iterdir()] == ["case"], "nothing is written outside"

@@ -21,6 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from library.dataset import picture_index
 from library.dataset.cache import read_with_origin
 from library.dataset.index_file import unpacked
+from library.dataset.pack_files import NAME as PACK
+from library.dataset.packed_latents import PackedLatents
 from library.dataset.text_cache import read_text
 from library.leftovers import remove_leftovers
 from library.network_files import read_weights
@@ -122,6 +124,21 @@ def check_latents(folder: Path) -> None:
         round_of(cached.latents, cached.latents_flipped)
 
 
+def check_packs(folder: Path) -> None:
+    """A pack is in the place of the files of many pictures, so once there was one of them, they all are there."""
+    files = PackedLatents("sd")
+    files.clear_up([str(folder)])
+    there = [name for name in map("{}.npz".format, range(5)) if files.has(str(folder / name))]
+    for name in there:
+        cached, origin = files.read_with_origin(str(folder / name))
+        assert cached.latents.shape == cached.latents_flipped.shape == (4, 128, 96)
+        assert round_of(cached.latents, cached.latents_flipped) == origin.picture.num_bytes
+    (folder / "seen").mkdir(exist_ok=True)
+    assert {path.name for path in (folder / "seen").iterdir()} <= set(there)
+    for name in there:
+        (folder / "seen" / name).touch()
+
+
 def check_text(folder: Path) -> None:
     for path in seen(folder, "*.npz"):
         round_of(*read_text(path).values())
@@ -174,6 +191,7 @@ CHECKS = {
     "model": check_model,
     "state": check_states,
     "latents": check_latents,
+    "packs": check_packs,
     "text": check_text,
     "pictures": check_pictures,
     "config": check_config,
@@ -188,7 +206,7 @@ def go_on(kind: str, folder: Path) -> None:
     """What holds after a kill, and after the next start has cleared up."""
     CHECKS[kind](folder)
     remove_leftovers([folder, folder / "sample"])
-    assert {path.name for path in folder.rglob(".*")} <= {picture_index.NAME}
+    assert all(path.name == picture_index.NAME or PACK.fullmatch(path.name) for path in folder.rglob(".*"))
     CHECKS[kind](folder)
 
 
@@ -204,7 +222,7 @@ def test_files_are_whole_after_kills_at_random_moments(kind, writer, tmp_path):
         num_kills += writer.kill(pid, rng.uniform(0, 0.3))
         go_on(kind, tmp_path)
         lost = {path.name for path in files if not path.exists()}
-        assert not lost or kind in ("config", "state"), lost  # they remove files themselves
+        assert not lost or kind in ("config", "state", "packs"), lost  # they remove files themselves
         files = set(tmp_path.rglob("*"))
         assert kind != "state" or not attempt or (tmp_path / "lora-state").is_dir()
     writer.begin(kind, str(tmp_path), 10**9, 10**6)

@@ -210,13 +210,14 @@ def trained_metadata(arguments: list[str], output: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def test_a_run_with_in_json_trains_from_pictures_and_then_from_their_latents_alone(tmp_path, tiny_file):
+@pytest.mark.parametrize("kind", ["npz", "packed"])
+def test_a_run_with_in_json_trains_from_pictures_and_then_from_their_latents_alone(kind, tmp_path, tiny_file):
     folder = tiny.write_pictures(tmp_path, "pictures", 2) / "pictures"
     entries = {"picture 0": {"caption": "a cat"}, "picture 1.png": {"tags": "cat"}}
     file = metadata(tmp_path / "cats.json", entries)
     arguments = tiny.arguments(
         tiny_file, folder, tmp_path / "out", in_json=file, dataset_repeats=2, cache_latents=None,
-        cache_latents_to_disk=True, max_train_epochs=None, max_train_steps=2,
+        cache_latents_to_disk=True, max_train_epochs=None, max_train_steps=2, latent_cache=kind,
     )  # fmt: skip
     first = trained_metadata(arguments, tmp_path / "out")
     assert json.loads(first["ss_dataset_dirs"]) == {"cats.json": {"n_repeats": 2, "img_count": 2}}

@@ -217,10 +217,12 @@ def test_gradient_checkpointing_and_accumulated_batches_change_no_result(tiny_fo
 
 def test_latents_on_disk_give_the_same_training_as_in_memory(tiny_folder, pictures, tmp_path):
     train(tiny.arguments(tiny_folder, pictures, tmp_path / "memory", flip_aug=True))
-    for name in ("writes", "reads"):
-        train(tiny.arguments(tiny_folder, pictures, tmp_path / name, flip_aug=True, cache_latents_to_disk=True))
+    runs = {"writes": "npz", "reads": "npz", "takes over": "packed", "reads packs": "packed"}
+    for name, kind in runs.items():
+        more = dict(flip_aug=True, cache_latents_to_disk=True, latent_cache=kind)
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / name, **more))
     assert len(list((pictures / "2_cat").glob("*_sd.npz"))) == 4
-    memory, *disk = (tmp_path / name / "lora.safetensors" for name in ("memory", "writes", "reads"))
+    memory, *disk = (tmp_path / name / "lora.safetensors" for name in ("memory", *runs))
     assert all(weights_equal(memory, path) for path in disk)
 
 

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from library.dataset.latent_pack import read_entries
 from library.errors import Diverged, OutOfMemory, UserError
 from library.options.groups import TrainNetworkOptions
 from library.training import network_recipe, prompts
@@ -413,6 +414,23 @@ BREAKS = {
         path, latents=np.zeros((4, 3, 3), np.float32), original_size=[24, 24], crop_ltrb=[0, 0, 24, 24]
     ),
 }
+
+
+def test_a_damaged_entry_of_a_pack_is_named_once_left_out_and_made_anew(tiny_file, pictures, tmp_path, capsys):
+    more = dict(cache_latents_to_disk=True, latent_cache="packed", max_train_epochs=2, train_batch_size=2)
+    arguments = tiny.arguments(tiny_file, pictures, tmp_path / "out", **more)
+    train(arguments)
+    (pack,) = pictures.rglob("*.pack")
+    rows = read_entries(pack).rows
+    data = bytearray(pack.read_bytes())
+    data[int(rows["numbers"][1]) + 100] ^= 1
+    pack.write_bytes(data)
+    train(arguments)
+    said = re.findall(r"left out of its batches from now on: (.*)", capsys.readouterr().err)
+    assert len(said) == 1 and "_sd.npz are damaged in " in said[0]
+    train(arguments)
+    said = capsys.readouterr().err
+    assert "3 of 4 pictures have theirs on disk; made anew: 1 damaged" in said and "left out" not in said
 
 
 @pytest.mark.parametrize("how", BREAKS)

@@ -84,12 +84,12 @@ def _changed(origin: Origin, wanted: WantedLatents) -> str | None:
         return OTHER_PICTURE
     if origin.resized != wanted.resized:
         return OTHER_RESIZING
-    if wanted.masked and not _is_same_mask(origin.mask, wanted.mask):
+    if wanted.masked and not is_same_mask(origin.mask, wanted.mask):
         return OTHER_MASK
     return None
 
 
-def _is_same_mask(mark: FileMark | None, path: Path | None) -> bool:
+def is_same_mask(mark: FileMark | None, path: Path | None) -> bool:
     return mark.fits(path) if mark and path else mark is path is None
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from library.dataset import cache, images, text_cache
+from library.dataset import images, text_cache
 from library.dataset.array_files import KnownArrays
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
-from library.dataset.cache import CachedLatents, read_latents
+from library.dataset.cache import CachedLatents
 from library.dataset.cache_check import WantedLatents
 from library.dataset.captions import possible_captions
 from library.dataset.config import SubsetOptions
+from library.dataset.latent_files import LatentFiles, NpzLatents
 from library.dataset.sampler import BucketSampler, Draw, sampler_of
 from library.dataset.scan import ScannedDataset
 from library.dataset.share import Share
@@ -58,10 +59,11 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         self.repeats: list[int] = repeats_of(scanned)
         self.views = Views(scanned, self.choices, max_train_steps, options.fast_jpeg)
         self.latents: dict[int, CachedLatents] = {}  # record -> latents kept in memory
-        self.latents_paths: dict[int, Path] = {}  # record -> file of latents on disk
+        self.latents_paths: dict[int, str] = {}  # record -> the place of its latents on disk
+        self.latents_files: LatentFiles = NpzLatents()  # what reads them
         self.texts: dict[int, TextOutputs] = {}  # record -> text encoder outputs kept in memory
         self.text_paths: dict[int, Path] = {}  # record -> file of text encoder outputs on disk
-        self._latents_files, self._text_files = KnownArrays(cache.KEYS), KnownArrays(text_cache.KEYS)
+        self._text_files = KnownArrays(text_cache.KEYS)
 
     @staticmethod
     def collate(examples: Sequence[Example]) -> Batch:
@@ -205,7 +207,7 @@ class TrainingDataset(torch.utils.data.Dataset[Example]):
         path = self.latents_paths.get(index)
         if path is None:
             return self.latents.get(index)
-        cached, (width, height) = read_latents(path, self._latents_files), self.choices[index].bucket_wh
+        cached, (width, height) = self.latents_files.read(path), self.choices[index].bucket_wh
         if cached.latents.shape[-2:] != (height // 8, width // 8):
             raise UserError(f"cached latents {path} are not of {width}x{height} pixels; delete the file")
         return cached

@@ -13,6 +13,7 @@ from typing import Any
 
 from library.dataset.config import SUBSET_FLAGS, Size, SubsetOptions, is_file, is_picture_name
 from library.dataset.folder import Folder
+from library.dataset.pack_files import packed_names
 from library.errors import UserError, counted, quoted_list
 from library.files import read_user_text
 from library.options.derived import face_crop_range
@@ -85,13 +86,15 @@ class Listing:
     def __init__(self, folder: str):
         self.pictures: dict[str, str] = {}  # normalised name -> name
         self.by_stem: dict[str, list[str]] = defaultdict(list)
-        self.latents: dict[str, list[Size]] = defaultdict(list)  # stem -> sizes of the pictures
         self.named: set[str] = set()
-        for name in _file_names(folder):
+        names = _file_names(folder)
+        for name in names:
             if is_picture_name(name):
                 self.pictures[os.path.normcase(name)] = name
                 self.by_stem[os.path.normcase(os.path.splitext(name)[0])].append(name)
-            elif match := LATENTS_NAME.fullmatch(name):
+        self.latents: dict[str, list[Size]] = defaultdict(list)  # stem -> sizes of the pictures
+        for match in map(LATENTS_NAME.fullmatch, {*names, *packed_names(names, folder, "sd")}):
+            if match:
                 self.latents[match[1]].append((int(match[2]), int(match[3])))
 
     def find(self, name: str) -> list[str]:

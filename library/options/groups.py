@@ -170,6 +170,12 @@ class DatasetOptions(OptionGroup):
 
     cache_latents: bool = option(False, "run the VAE once over the pictures and keep the latents in memory")
     cache_latents_to_disk: bool = option(False, "as --cache_latents, and keep them in files beside the pictures")
+    latent_cache: str = option(
+        "npz",
+        "files of --cache_latents_to_disk: npz, kohya's, one for each picture, or packed, a few large ones in each "
+        "folder, which are checked faster; each takes over what the other holds",
+        choices=("npz", "packed"),
+    )
     cache_text_encoder_outputs: bool = option(
         False, "insist on encoding every caption only once, before training; done without it too where that is possible"
     )

@@ -1,23 +1,23 @@
-"""Computed once: latents, from the VAE or from kohya's .npz files, and what a frozen text encoder makes of captions."""
+"""Computed once: latents, from the VAE or from files, and what a frozen text encoder makes of captions."""
 
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from library.dataset.cache import CachedLatents, latents_path, read_latents, write_latents
-from library.dataset.cache_check import ABSENT, OTHER_VAE, Finding, WantedLatents, examine
+from library.dataset.cache import CachedLatents
+from library.dataset.cache_check import ABSENT, OTHER_VAE, WantedLatents
 from library.dataset.dataset import TrainingDataset
+from library.dataset.latent_files import LatentFiles, NpzLatents
+from library.dataset.packed_latents import PackedLatents
 from library.errors import UserError, counted, quoted_list
 from library.families.base import ModelFamily
-from library.leftovers import remove_leftovers
 from library.options.groups import DatasetOptions
 from library.training.encoding import encode_pictures
 from library.training.vae_check import VaeCheck
@@ -26,7 +26,24 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-NUM_READERS = 8  # threads that examine files, which wait for the disk
+KINDS: dict[str, type[LatentFiles]] = {"npz": NpzLatents, "packed": PackedLatents}  # by --latent_cache
+
+
+TAKEN_OVER = {"npz": "taken from packs", "packed": "taken from .npz files, which this cache no longer needs"}
+
+
+class Place(NamedTuple):
+    """Where the latents of a record are on disk, and what they must be."""
+
+    path: str  # as by LatentFiles.place
+    wanted: WantedLatents
+
+
+class Caches(NamedTuple):
+    """The latents on disk that a run keeps, and those of the other kind, which it takes over where they fit."""
+
+    own: LatentFiles
+    other: LatentFiles
 
 
 def cache_latents(
@@ -39,8 +56,10 @@ def cache_latents(
     in_memory = [index for index, repeats in enumerate(dataset.repeats) if repeats]  # 0: beyond the balance
     broken = []
     if options.cache_latents_to_disk:
-        files, in_memory = files_of(dataset, in_memory, family.name)
-        broken += cache_on_disk(dataset, family, options, accelerator, files)
+        kinds = {name: kind(family.name) for name, kind in KINDS.items()}
+        caches = Caches(kinds.pop(options.latent_cache), *kinds.values())
+        places, in_memory = places_of(dataset, in_memory, caches.own)
+        broken += cache_on_disk(dataset, family, options, accelerator, places, caches)
     require_pictures(dataset, in_memory)
     broken += encode_pictures(dataset, family.vae, in_memory, options, accelerator, dataset.latents.__setitem__)
     if broken:
@@ -77,19 +96,18 @@ def cache_text(datasets: Sequence[TrainingDataset], family: ModelFamily, acceler
         )
 
 
-def files_of(dataset: TrainingDataset, indices: list[int], suffix: str) -> tuple[dict[int, Path], list[int]]:
-    """The file of each record's latents, and the records that cannot have one.
+def places_of(dataset: TrainingDataset, indices: list[int], files: LatentFiles) -> tuple[dict[int, Place], list[int]]:
+    """The place of each record's latents, and the records that cannot have one.
 
-    The name tells neither a picture's ending nor its bucket; of two records that differ there, the first has the file.
+    The name tells neither a picture's ending nor its bucket; of two records that differ there, the first has the place.
     """
-    wanted_of: dict[Path, WantedLatents] = {}
-    files: dict[int, Path] = {}
+    first_of: dict[str, WantedLatents] = {}
+    places: dict[int, Place] = {}
     crowded_out = []
     for index in indices:
-        wanted = dataset.wanted_latents(index)
-        path = latents_path(wanted.picture, wanted.original_size_wh, suffix)
-        if wanted_of.setdefault(path, wanted) == wanted:
-            files[index] = path
+        wanted, path = dataset.wanted_latents(index), files.place(dataset.scanned.records[index])
+        if first_of.setdefault(path, wanted) == wanted:
+            places[index] = Place(path, wanted)
         else:
             crowded_out.append(index)
     if crowded_out:
@@ -98,7 +116,7 @@ def files_of(dataset: TrainingDataset, indices: list[int], suffix: str) -> tuple
             "their file",
             counted(len(crowded_out), "picture"),
         )
-    return files, crowded_out
+    return places, crowded_out
 
 
 def cache_on_disk(
@@ -106,55 +124,101 @@ def cache_on_disk(
     family: ModelFamily,
     options: DatasetOptions,
     accelerator: Accelerator,
-    files: dict[int, Path],
+    places: dict[int, Place],
+    caches: Caches,
 ) -> list[int]:
     """Write the latents that are missing or of no use; returns the records of which the VAE made NaN."""
-    vae = VaeCheck(family)
+    vae, own = VaeCheck(family), caches.own
+    folders = {os.path.dirname(place.path) for place in places.values()}
     if accelerator.is_main_process:
-        remove_leftovers({path.parent for path in files.values()})
-    owners = sorted({path: index for index, path in files.items()}.values())  # one record for each file
-    mine = owners[accelerator.process_index :: accelerator.num_processes]
+        own.clear_up(folders)
+    accelerator.wait_for_everyone()
+    try:
+        missing, num_taken = find_missing(dataset, options, accelerator, places, caches, vae)
+        require_pictures(dataset, missing)
+        to_make = missing[accelerator.process_index :: accelerator.num_processes]
+        sketch = vae.sketch if to_make else None
+
+        def write(index: int, cached: CachedLatents) -> None:
+            own.write(places[index].path, cached, places[index].wanted.origin(sketch))
+
+        broken = encode_pictures(dataset, family.vae, to_make, options, accelerator, write)
+    finally:
+        own.finish()
+    broken = gather_object(broken)
+    if (missing or num_taken) and accelerator.is_main_process:
+        own.tidy(folders)
+    accelerator.wait_for_everyone()
+    dataset.latents_files = own
+    dataset.latents_paths.update({index: place.path for index, place in places.items()})
+    return broken
+
+
+def find_missing(
+    dataset: TrainingDataset,
+    options: DatasetOptions,
+    accelerator: Accelerator,
+    places: dict[int, Place],
+    caches: Caches,
+    vae: VaeCheck,
+) -> tuple[list[int], int]:
+    """The records whose latents must be made, when all that fits was taken over, and how many that was."""
+    owners = sorted({place.path: index for index, place in places.items()}.values())  # one record for each place
+    mine = {index: places[index] for index in owners[accelerator.process_index :: accelerator.num_processes]}
     if options.skip_cache_check:
-        reasons = {index: ABSENT for index in mine if not files[index].is_file()}
+        reasons = {index: ABSENT for index, place in mine.items() if not caches.own.has(place.path)}
     else:
-        reasons = reasons_to_make(dataset, files, mine, vae, accelerator)
-    found = gather_object(list(reasons.items()))
+        reasons = reasons_to_make(dataset, caches.own, mine, vae, accelerator)
+    taken = take_over(dataset, caches, {index: places[index] for index in reasons}, vae, accelerator)
+    found = gather_object([(index, reason) for index, reason in reasons.items() if index not in taken])
+    num_taken = sum(gather_object([len(taken)]))
     log_findings("latents", len(owners), Counter(reason for _, reason in found))
-    require_pictures(dataset, sorted(index for index, _ in found))
-    to_make = sorted(index for index, _ in found)[accelerator.process_index :: accelerator.num_processes]
-    sketch = vae.sketch if to_make else None
-
-    def write(index: int, cached: CachedLatents) -> None:
-        write_latents(files[index], cached, dataset.wanted_latents(index).origin(sketch))
-
-    broken = encode_pictures(dataset, family.vae, to_make, options, accelerator, write)
-    dataset.latents_paths.update(files)
-    return gather_object(broken)
+    if num_taken:
+        logger.info("latents: those of %s were %s", counted(num_taken, "picture"), TAKEN_OVER[options.latent_cache])
+    return sorted(index for index, _ in found), num_taken
 
 
 def reasons_to_make(
-    dataset: TrainingDataset, files: dict[int, Path], indices: list[int], vae: VaeCheck, accelerator: Accelerator
+    dataset: TrainingDataset, files: LatentFiles, places: dict[int, Place], vae: VaeCheck, accelerator: Accelerator
 ) -> dict[int, str]:
-    """The records whose files cannot be used, and why."""
-    findings: dict[int, Finding] = {}
+    """The records whose latents on disk cannot be used, and why."""
     hidden = not accelerator.is_local_main_process
-    with (
-        ThreadPoolExecutor(NUM_READERS) as pool,
-        tqdm(total=len(indices), desc="checking latents", unit="files", disable=hidden, delay=1) as bar,
-    ):
-        found = pool.map(lambda index: examine(files[index], dataset.wanted_latents(index)), indices)
-        for index, finding in zip(indices, found, strict=True):
-            findings[index] = finding
-            bar.update()
+    found = tqdm(
+        files.examine(list(places.values())),
+        total=len(places), desc="checking latents", unit="files", disable=hidden, delay=1,
+    )  # fmt: skip
+    findings = dict(zip(places, found, strict=True))
     usable = [index for index, finding in findings.items() if finding.reason is None]
-    of_known_vae = [index for index in usable if findings[index].vae is not None]
+    sketches = {index: findings[index].vae for index in usable if findings[index].vae is not None}
     others = [index for index in usable if findings[index].vae is None]
     reasons = {index: finding.reason for index, finding in findings.items() if finding.reason}
-    reasons |= {index: OTHER_VAE for index in of_known_vae if not vae.made(findings[index].vae)}
+    is_right = {key: vae.made(sketch) for key, sketch in {s.tobytes(): s for s in sketches.values()}.items()}
+    reasons |= {index: OTHER_VAE for index, sketch in sketches.items() if not is_right[sketch.tobytes()]}
     comparable = [index for index in others if not dataset.scanned.records[index].is_gone]
-    if not all(vae.may_have_made(read_latents(files[i]).latents, dataset.image(i)) for i in spread(comparable)):
+    if not all(vae.may_have_made(files.read(places[i].path).latents, dataset.image(i)) for i in spread(comparable)):
         reasons |= dict.fromkeys(others, OTHER_VAE)
     return reasons
+
+
+def take_over(
+    dataset: TrainingDataset, caches: Caches, places: dict[int, Place], vae: VaeCheck, accelerator: Accelerator
+) -> set[int]:
+    """Copy what fits of the other kind of files into places that lack latents of use; returns whose those were."""
+    records = dataset.scanned.records
+    there = {index: Place(caches.other.place(records[index]), place.wanted) for index, place in places.items()}
+    there = {index: place for index, place in there.items() if caches.other.has(place.path)}
+    useless = reasons_to_make(dataset, caches.other, there, vae, accelerator)
+    fitting = sorted(there.keys() - useless.keys())
+    hidden = not accelerator.is_local_main_process
+    taken = set()
+    for index in tqdm(fitting, desc="taking latents over", unit="pictures", disable=hidden, delay=1):
+        try:
+            found = caches.other.read_with_origin(there[index].path)
+        except UserError:  # damaged, of which a pack tells only now
+            continue
+        caches.own.write(places[index].path, *found)
+        taken.add(index)
+    return taken
 
 
 def spread(items: list[Item]) -> list[Item]:

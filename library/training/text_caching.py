@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from library.dataset.array_files import DAMAGED
 from library.dataset.cache_check import ABSENT, BROKEN
 from library.dataset.dataset import TrainingDataset
+from library.dataset.latent_files import NUM_READERS
 from library.dataset.text_cache import (
     OTHER_ENCODERS,
     Shapes,
@@ -32,7 +33,7 @@ from library.errors import UserError, quoted_list
 from library.families.base import StoresText
 from library.leftovers import remove_leftovers
 from library.options.groups import TrainNetworkOptions
-from library.training.caching import NUM_READERS, log_findings, spread
+from library.training.caching import log_findings, spread
 from library.training.known_sketches import Sketch, known_sketch
 
 logger = logging.getLogger(__name__)
