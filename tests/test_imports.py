@@ -22,7 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("library.options", "library.network_files"),
     ("library.logs", "library.families", "library.dataset", "library.layers"),
     ("library.families.clip", "library.families.checkpoints", "library.dataset.dataset", "networks"),
-    ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset"),
+    ("library.families.sd", "library.families.sdxl", "library.dataset.own_dataset", "library.adapters"),
     ("library.dataset.loader",),
     ("library.training",),
     (
@@ -40,6 +40,7 @@ LAYERS: list[tuple[str, ...]] = [
 # What must be there before torch is: all that `--help` and the checks of a run need.
 TORCH_FREE = (
     "train_network",
+    "library.adapters.keys",
     "library.dataset.sheet",
     "library.disk_space",
     "library.errors",
