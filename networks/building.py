@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from library.errors import UserError
 from library.families.base import AdapterTarget
 from library.families.blocks import BlockLayout
 from library.network_files import read_weights
@@ -79,7 +80,10 @@ def network_of_file(
 
     def adapter_of(target: AdapterTarget) -> Adapter | None:
         layer = layers.get(target.name, {})
-        return make(target, layer) if rank_of(layer) is not None else None
+        try:
+            return make(target, layer) if rank_of(layer) is not None else None
+        except UserError as error:
+            raise UserError(*(f"{path}: {target.name}: {problem}" for problem in error.problems)) from error
 
     rules = learning_rate_rules(given, blocks.block_lr_weights(given, layout))
     network = kind(build_adapters(targets, adapter_of), rules)

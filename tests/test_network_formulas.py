@@ -1,15 +1,20 @@
 """LoHa, LoKr and DoRA compute what their formulas say, on layers in any form, and as LyCORIS and ComfyUI do."""
 
+from importlib import import_module
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.adapters.file import open_adapter
+from library.errors import UserError
 from library.families.base import AdapterTarget
 from library.layers.fp8 import hold_in_fp8
 from library.layers.onednn import compute_with_onednn
 from library.layers.swapped import Linear as SwappedLinear
-from networks import dora, loha, lokr
+from library.network_files import read_weights, write_weights
+from networks import dora, dora_arguments, loha, loha_arguments, lokr, lokr_arguments, lora_arguments
 from networks.base import Adapter, AdapterNetwork
 
 LAYERS = {
@@ -119,3 +124,165 @@ def test_output_and_gradients_are_those_of_the_formula(name, kind, form, is_flat
     for own, parameter in adapter.named_parameters():
         got, wanted = gradients.get(id(parameter), parameter.grad), plain.values[own].grad
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item(), msg=own)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fifty_steps_are_those_of_the_formula(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(36, 24), nn.SiLU(), nn.Linear(24, 36)).requires_grad_(False)
+    targets = nn.ModuleList([model[0], model[2]])
+    network = network_on(targets, name).train()
+    network.apply_to()
+    train_a_little(network)
+    plain = nn.Sequential(Plain(network.adapters()[0]), nn.SiLU(), Plain(network.adapters()[1]))
+    values = {f"{i}.{own}": value for i in (0, 2) for own, value in plain[i].values.items()}
+    ours, theirs = (torch.optim.AdamW(list(p), lr=1e-3) for p in (network.parameters(), values.values()))
+    for step in range(50):
+        x = torch.randn(2, 7, 36, generator=torch.Generator().manual_seed(step))
+        for computed, optimizer in ((model, ours), (plain, theirs)):
+            (computed(x) - x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for trained, wanted in zip(network.parameters(), values.values(), strict=True):
+        torch.testing.assert_close(trained, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv3x3"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "dora of outputs"])  # which keeps its output
+def test_only_the_input_and_what_is_small_are_kept_for_the_backward_pass(name, kind):
+    make, shape = LAYERS[kind]
+    model = nn.Sequential(make().requires_grad_(False))
+    network = network_on(model, name).train()
+    network.apply_to()
+    kept: list[Tensor] = []
+    x = torch.randn(80, *shape[1:])
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        model(x)
+    assert [value.shape for value in kept if value.numel() > 36 * 24 * 8] == [x.shape]  # not the weight, for one
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("dora")])
+def test_a_change_that_is_small_beside_the_weights_is_not_lost_in_16_bits(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(36, 24, bias=False).requires_grad_(False))
+    network = network_on(model, name)
+    train_a_little(network)
+    network.limit_norms(0.002 * model[0].weight.norm().item())
+    x = torch.randn(200, 12) @ torch.linalg.svd(model[0].weight).Vh[24:]  # of which the weights make nothing
+    (adapter,) = network.adapters()
+    x, change = x.bfloat16(), adapter.delta_weight()
+    model.bfloat16()
+    wanted = F.linear(x.float(), model[0].weight.float() + change)
+    network.apply_to()
+    assert (model(x) - wanted).norm() < 0.02 * F.linear(x.float(), change).norm()
+
+
+LYCORIS = {  # module, class and arguments there
+    "loha of rank 9": ("loha", "LohaModule", {}),
+    "loha tucker": ("loha", "LohaModule", {"use_tucker": True}),
+    "lokr": ("lokr", "LokrModule", {}),
+    "lokr of both": ("lokr", "LokrModule", {"decompose_both": True, "factor": 6}),
+    "lokr whole": ("lokr", "LokrModule", {"full_matrix": True, "factor": 2}),
+    "lokr tucker": ("lokr", "LokrModule", {"use_tucker": True}),
+    "dora": ("locon", "LoConModule", {"weight_decompose": True, "wd_on_out": False}),
+    "dora of outputs": ("locon", "LoConModule", {"weight_decompose": True}),
+}
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1x1", "conv3x3"])
+@pytest.mark.parametrize("name", LYCORIS)
+def test_files_of_lycoris_give_here_what_they_give_there_and_new_files_are_alike(name, kind, tmp_path):
+    pytest.importorskip("lycoris")
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    layer, x = make().requires_grad_(False), torch.randn(shape)
+    file, kind_of_theirs, arguments = LYCORIS[name]
+    module, rank, _ = NETWORKS[name]
+    theirs = getattr(import_module(f"lycoris.modules.{file}"), kind_of_theirs)("", layer, 1.0, rank, 1.5, **arguments)
+    train_a_little(theirs)
+    weights = {f"lora_unet_0.{key}": value.detach() for key, value in theirs.custom_state_dict().items()}
+    path = tmp_path / "a.safetensors"
+    write_weights(path, weights, None, None)
+    new = network_on(nn.Sequential(layer), name).state_dict()
+    assert {key: value.shape for key, value in new.items()} == {key: value.shape for key, value in weights.items()}
+    network = module.create_network_from_weights([AdapterTarget("lora_unet_0", layer, "unet")], path)
+    wanted = theirs(x)
+    network.apply_to()
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_lokr_divides_sizes_as_lycoris_does():
+    functional = pytest.importorskip("lycoris.functional")
+    for size in range(1, 300):
+        for factor in (-1, 1, 2, 3, 4, 6, 8, 12, 16, 37):
+            assert lokr.divided(size, factor) == functional.factorization(size, factor)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1x1", "conv3x3"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_independent_reader_of_files_finds_the_same_change(name, kind, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(LAYERS[kind][0]().requires_grad_(False))
+    network = network_on(model, name)
+    train_a_little(network)
+    network.save_weights(tmp_path / "a.safetensors", None, None)
+    (read,) = open_adapter(tmp_path / "a.safetensors", "--network_weights").layers.values()
+    (adapter,) = network.adapters()
+    torch.testing.assert_close(read.delta(model[0].weight), adapter.delta_weight(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_output", ["True", "False"])
+def test_norms_of_dora_stay_in_fp32_in_training_and_in_files(on_output, tmp_path):
+    """16 bits of a norm of 1 are 0.001 apart, which is as much as training changes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(36, 24).requires_grad_(False)).bfloat16()
+    network = dora.create_network([AdapterTarget("lora_unet_0", model[0], "unet")], 2, 1, wd_on_output=on_output)
+    network.to(torch.bfloat16)
+    x = torch.randn(3, 36).bfloat16()
+    before = model(x)
+    network.apply_to()
+    assert torch.equal(model(x), before)
+    network.save_weights(tmp_path / "a.safetensors", torch.float16, None)
+    weights = read_weights(tmp_path / "a.safetensors")
+    assert torch.equal(weights["lora_unet_0.dora_scale"], network.state_dict()["lora_unet_0.dora_scale"])
+    assert {name: value.dtype for name, value in weights.items()} == {
+        "lora_unet_0.alpha": torch.float16, "lora_unet_0.dora_scale": torch.float32,
+        "lora_unet_0.lora_down.weight": torch.float16, "lora_unet_0.lora_up.weight": torch.float16,
+    }  # fmt: skip
+
+
+def test_layers_of_a_file_that_do_not_fit_are_a_mistake(tmp_path):
+    model = nn.Sequential(nn.Linear(36, 24))
+    network_on(model, "loha of rank 1").save_weights(tmp_path / "a.safetensors", None, None)
+    targets = [AdapterTarget("lora_unet_0", nn.Linear(36, 20), "unet")]
+    with pytest.raises(UserError, match=r"a.safetensors.*lora_unet_0.*20 outputs and 36 inputs"):
+        loha.create_network_from_weights(targets, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (lora_arguments, "wd_on_output=True"),
+        (dora_arguments, "wd_on_output=True"),
+        (lokr_arguments, "use_tucker=True"),
+    ],
+)
+def test_what_some_programs_apply_otherwise_is_said(arguments, sentence, caplog):
+    given = {"conv_dim": "2", sentence.partition("=")[0]: "True"}
+    arguments.check_arguments(given | ({"dora": "True"} if arguments is lora_arguments else {}))
+    assert sentence in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "sentence"),
+    [
+        (lora_arguments, {"wd_on_output": "True"}, "wd_on_output needs dora"),
+        (loha_arguments, {"use_tucker": "True"}, "use_tucker needs conv_dim"),
+        (loha_arguments, {"conv_dim": "2", "use_tucker": "maybe"}, "use_tucker must be True or False, got 'maybe'"),
+        (lokr_arguments, {"factor": "0"}, "factor must be a number above 0, or -1"),
+        (lokr_arguments, {"algo": "lokr"}, "networks.lokr has no argument algo"),
+    ],
+)
+def test_arguments_that_cannot_be_are_a_mistake(arguments, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        arguments.check_arguments(given)
