@@ -85,15 +85,17 @@ class Decomposed(Adapter):
 
     def _input_products(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """W.(B A) and |B A|^2 of each input."""
-        up = up.flatten(1)
+        up, inputs, are_last = up.flatten(1), down.shape[1], False
         if down.ndim == 2:
             through = input_gradient_of(self.base, up.t().contiguous(), down.shape)  # B^T W
         else:
-            weight = self.base.weight.to(up.dtype).movedim(1, -1)  # a view that can be flattened where they are last
-            through, down = up.T @ weight.flatten(1), down.movedim(1, -1).flatten(1)
+            weight = self.base.weight.to(up.dtype)
+            are_last = not weight.is_contiguous()  # in memory; what follows makes no copy of W
+            weight, down = (value.movedim(1, -1) if are_last else value for value in (weight, down))
+            through, down = up.T @ weight.flatten(1), down.flatten(1)
         inner = (up.T @ up) @ down  # B^T B A
         sums = ((part.float() * down.float()).sum(0) for part in (through, inner))
-        return tuple(part.view(-1, self.dora_scale.numel()).sum(0) for part in sums)
+        return tuple(part.view(-1, inputs).sum(0) if are_last else part.view(inputs, -1).sum(1) for part in sums)
 
     def _output_products(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """The same of each output."""
