@@ -73,10 +73,11 @@ def network_of_file(
         logger.warning("--network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(named), path)
     layout = layout_of(targets)
     blocks.check_layout({name: value for name, value in given.items() if name not in named}, layout)
-    layers = layers_of(under_our_names(read_weights(path), {t.other_name: t.name for t in targets}))
-    for layer in layers.values():  # old files have no alpha, and mean the rank
+    weights = under_our_names(read_weights(path), {target.other_name: target.name for target in targets})
+    layers = layers_of(weights)
+    for name, layer in layers.items():  # old files have no alpha, and mean the rank
         if "alpha" not in layer and (rank := rank_of(layer)):
-            layer["alpha"] = torch.tensor(rank)
+            layer["alpha"] = weights[f"{name}.alpha"] = torch.tensor(rank)
 
     def adapter_of(target: AdapterTarget) -> Adapter | None:
         layer = layers.get(target.name, {})
@@ -87,7 +88,6 @@ def network_of_file(
 
     rules = learning_rate_rules(given, blocks.block_lr_weights(given, layout))
     network = kind(build_adapters(targets, adapter_of), rules)
-    weights = {f"{name}.{end}": value for name, layer in layers.items() for end, value in layer.items()}
     network.take_weights(weights, path)
     return network
 

@@ -65,7 +65,7 @@ class Decomposed(Adapter):
         if self.on_output:
             gain = self._over_outputs(gain)
             return self._base_product(x) * (gain - 1) + super().delta(x) * gain
-        gain = gain.view(-1) if x.ndim != 4 else gain
+        gain = gain if gain.ndim == 4 else gain.view(-1)
         return self._base_product((x * (gain - 1)).to(x.dtype)) + super().delta((x * gain).to(x.dtype))
 
     def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,15 +194,15 @@ class DoraFunction(torch.autograd.Function):
         to_down, to_up = torch.zeros_like(down), torch.zeros_like(up)
         to_scaled = input_gradient_of(ctx.layer, gradient, x.shape)
         add_gradients(ctx, (times(x, gain), down, up, mask), gradient, (to_down, to_up, to_scaled))
-        inputs = 1 if x.ndim == 4 else x.ndim - 1
+        inputs = 1 if gain.ndim == 4 else x.ndim - 1
         to_gain = (to_scaled * x).sum([axis for axis in range(x.ndim) if axis != inputs], dtype=gain.dtype)
         to_input = times(to_scaled, gain) if ctx.needs_input_grad[0] else None
         return to_input, to_down, to_up, to_gain.view_as(gain), None, None, None
 
 
 def times(x: Tensor, gain: Tensor) -> Tensor:
-    """x times the gain of its inputs, in the dtype of x without a copy in fp32."""
-    return torch.mul(x, gain if x.ndim == 4 else gain.view(-1), out=torch.empty_like(x))
+    """x times the gain of its inputs, in the dtype of x without a copy in fp32; autograd does not know of this."""
+    return torch.mul(x, gain if gain.ndim == 4 else gain.view(-1), out=torch.empty_like(x))
 
 
 def is_of_outputs(magnitude: Tensor) -> bool:
