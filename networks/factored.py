@@ -58,10 +58,11 @@ class FactoredAdapter(Adapter):
         return self.changed_output(x, self._factors(x.dtype), self.scale * self.multiplier)
 
     def delta(self, x: Tensor) -> Tensor:
-        change = self.delta_weight()
-        if not torch.is_autocast_enabled(x.device.type):
-            change = change.to(x.dtype)
-        return self.dropped(product_with(x, change, self.base))
+        return self.dropped(self.change(x, self._factors(x.dtype)) * self.scale)
+
+    def change(self, x: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+        """What the change adds to the output for x, without the scale, in operations that autograd knows."""
+        return product_with(x, self.product(factors), self.base)
 
     def dropped(self, change: Tensor) -> Tensor:
         """What dropouts leave of the change of an output: values, and whole outputs of each sample."""

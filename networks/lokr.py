@@ -49,11 +49,8 @@ class LokrAdapter(FactoredAdapter):
     def changed_output(self, x: Tensor, factors: Mapping[str, Tensor], scale: float) -> Tensor:
         return KroneckerFunction.apply(x, self.base, scale, *self._parts(factors))
 
-    def delta(self, x: Tensor) -> Tensor:
-        factors = self.own()
-        if not torch.is_autocast_enabled(x.device.type):
-            factors = self._factors(x.dtype)
-        return self.dropped(kronecker_change(x, self._parts(factors), self.base, F.linear) * self.scale)
+    def change(self, x: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+        return kronecker_change(x, self._parts(factors), self.base, F.linear)
 
     def _parts(self, factors: Mapping[str, Tensor]) -> Parts:
         if "lokr_w2" in factors or "lokr_t2" in factors:

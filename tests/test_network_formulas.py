@@ -127,6 +127,21 @@ def test_output_and_gradients_are_those_of_the_formula(name, kind, form, is_flat
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_reach_the_buffer_with_dropouts_too(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(36, 24).requires_grad_(False))
+    module, rank, arguments = NETWORKS[name]
+    arguments = arguments | {"conv_dim": "1", "rank_dropout": "0.5"}
+    targets = [AdapterTarget("lora_unet_0", model[0], "unet")]
+    network = module.create_network(targets, rank, 1.5, neuron_dropout=0.1, **arguments).train()
+    network.apply_to()
+    train_a_little(network)
+    network.flatten([{"params": list(network.parameters())}], torch.float32)
+    model(torch.randn(9, 36)).square().sum().backward()
+    assert network.flat.used() and all(span.of(network.flat.gradients).any() for span in network.flat.spans)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_fifty_steps_are_those_of_the_formula(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(36, 24), nn.SiLU(), nn.Linear(24, 36)).requires_grad_(False)

@@ -158,7 +158,7 @@ VARIANTS = {
     "latents on disk": dict(cache_latents_to_disk=True, flip_aug=True, gradient_checkpointing=True),
     "text encoder frozen": dict(network_train_unet_only=True, gradient_accumulation_steps=3, loss_type="huber"),
     "validation": dict(validation_split=0.2),
-    "LoHa": dict(network_module="networks.loha", network_args=["conv_dim=2"], scale_weight_norms=0.05),
+    "LoHa": dict(network_module="networks.loha", network_args=["conv_dim=2"], learning_rate=0.3),
     "LoKr": dict(network_module="networks.lokr", network_args=["conv_dim=1", "factor=4"]),
     "DoRA": dict(network_module="networks.dora", network_args=["conv_dim=2"]),
     "convolutions": dict(network_args=["conv_dim=2"], noise_offset=0.1, adaptive_noise_scale=0.5),
