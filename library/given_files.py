@@ -22,7 +22,9 @@ from library.families.kinds import KINDS, Shapes, kind_of_shapes
 
 LATENT_CHANNELS = 4
 VAE_PREFIXES = ("first_stage_model.", "")  # of the names in whole checkpoints and in files of a VAE
-OF_LORA = re.compile(r"lora_(unet|te\d?)_\w+\.(lora_(down|up)\.weight|alpha)")  # keys of files of networks.lora
+OF_LORA = re.compile(
+    r"lora_(unet|te\d?)_\w+\.(lora_(down|up)\.weight|alpha|dora_scale)"
+)  # keys of files of networks.lora
 PICKLE_START = b"\x80"  # of PyTorch files before version 1.6, which are no archives
 
 # Layers of networks by which the base model is known: those that only one family has, and those whose inputs are as
@@ -32,7 +34,9 @@ LAYERS_OF_ONE = {
     "sd3": re.compile("lora_unet_joint_blocks_"),
     **{row.kinds[0]: re.compile(row.network_names) for row in FAMILIES.values() if row.network_names},
 }
-LAYERS_OF_TEXT_WIDTH = re.compile(r"(lora_unet_.*_attn2_to_k|lora_te_.*_self_attn_q_proj)\.lora_down\.weight")
+LAYERS_OF_TEXT_WIDTH = re.compile(
+    r"(lora_unet_.*_attn2_to_k|lora_te_.*_self_attn_q_proj)\.(lora_down\.weight|hada_w1_b)"
+)
 KIND_OF_TEXT_WIDTH = {width: kind for row in FAMILIES.values() for kind, width in row.text_widths.items()}
 
 

@@ -28,8 +28,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def write_weights(
     path: Path, weights: dict[str, Tensor], dtype: torch.dtype | None, metadata: dict[str, str] | None
 ) -> None:
-    """Write weights whole, all of them cast to `dtype` where given; metadata goes into safetensors files only."""
-    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+    """Write weights whole, cast to `dtype` where given; metadata goes into safetensors files only."""
+    weights = {
+        name: value.detach().to("cpu", dtype_in_file(name, dtype)).contiguous() for name, value in weights.items()
+    }
     if path.suffix.lower() == ".safetensors":
         metadata = (metadata or {}) | content_hashes(weights, metadata or {})
         data = safetensors.torch.save(weights, {name: str(value) for name, value in metadata.items()})
@@ -38,6 +40,11 @@ def write_weights(
         file = io.BytesIO()
         torch.save(weights, file)
         write_bytes_whole(path, file.getbuffer())
+
+
+def dtype_in_file(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
+    """`dtype` for all weights but DoRA's norms: their changes are smaller than what 16 bits of the norms tell apart."""
+    return None if name.endswith(".dora_scale") else dtype
 
 
 def content_hashes(weights: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:

@@ -6,6 +6,14 @@ from collections.abc import Callable
 from library.errors import UserError
 
 
+def truth(text: str) -> bool:
+    """True or False, in the usual spellings."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise ValueError("True or False")
+    return known[text.lower()]
+
+
 def read_arguments(module: str, declared: dict[str, Callable[[str], object]], given: dict[str, str]) -> dict:
     """The values given, converted; UserError naming every unknown key and every value that does not fit."""
     values, problems = {}, []

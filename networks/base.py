@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from library.errors import UserError, quoted_list
 from library.families.base import AdapterTarget
-from library.layers.flat import FlatWeights, GradientSink, flat_weights
+from library.layers.flat import FlatWeights, Sink, flat_weights
 from library.layers.frozen import is_adapted
 from library.network_files import read_weights, write_weights
 from networks.param_groups import LearningRateRules, param_groups
@@ -83,7 +83,7 @@ class Adapter(nn.Module):
         """Those for `use_flat`; none where the algorithm leaves gradients to autograd, or steps leave the layer out."""
         return []
 
-    def use_flat(self, values: list[Tensor], gradients: list[Tensor]) -> GradientSink:
+    def use_flat(self, values: list[Tensor], gradients: list[Tensor]) -> Sink:
         """Compute with these copies of the parameters while training, and add their gradients to those."""
         raise NotImplementedError
 

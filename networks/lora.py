@@ -3,9 +3,9 @@
 The change of a weight W [out, in] is (alpha / rank) B A, with A [rank, in] random and B [out, rank] zero at the start.
 """
 
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,29 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from library.families.base import AdapterTarget
-from library.families.blocks import BlockLayout
 from library.layers.flat import GradientSink
-from library.network_files import read_weights
-from networks import blocks
-from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
-from networks.lora_arguments import DEFAULT_RANK, RANK_ARGUMENTS, read
+from networks.base import Adapter, AdapterNetwork
+from networks.building import dropouts_of, network_of_file, network_of_ranks
+from networks.decomposed import Decomposed, is_of_outputs
+from networks.lora_arguments import DORA_ARGUMENTS, RANK_ARGUMENTS, read
 from networks.lora_arguments import check_arguments as check_arguments
+from networks.lora_arguments import needs_base_weights as needs_base_weights
 from networks.lora_arguments import wants_convolutions as wants_convolutions
 from networks.lora_function import LoraFunction, hidden_of
 from networks.lora_norms import norms_of
-from networks.param_groups import LearningRateRules
 from networks.shared_input import SharedInput, share_input
-
-logger = logging.getLogger(__name__)
 
 
 class LoraNetwork(AdapterNetwork):
     """LoRA on all targets; where weights are in one buffer, layers that read the same tensor compute together."""
 
+    def is_plain(self) -> bool:
+        """Whether all changes are B A, and nothing more."""
+        return all(type(adapter) is LoraAdapter for adapter in self.adapters())
+
     def norms(self) -> Tensor:
-        return norms_of(self.adapters())
+        return norms_of(self.adapters()) if self.is_plain() else super().norms()
 
     def rescale(self, ratios: Tensor) -> None:
+        if not self.is_plain():
+            super().rescale(ratios)
+            return
         roots = ratios.sqrt().unbind()  # the change is linear in each of two matrices
         matrices = [(adapter.lora_down.weight, adapter.lora_up.weight) for adapter in self.adapters()]
         torch._foreach_mul_([matrix for pair in matrices for matrix in pair], [root for root in roots for _ in "AB"])
@@ -142,6 +146,10 @@ class LoraAdapter(Adapter):
         return [self.lora_up.weight]
 
 
+class DoraAdapter(Decomposed, LoraAdapter):
+    """DoRA of one layer, with dora_scale beside them."""
+
+
 def create_network(
     targets: list[AdapterTarget],
     network_dim: int | None,
@@ -149,82 +157,33 @@ def create_network(
     neuron_dropout: float | None = None,
     **network_args: str,
 ) -> AdapterNetwork:
-    """A LoRA network on the targets; `network_args` are kohya's, as strings.
-
-    Layers that are not Linear or 1x1 take `conv_dim` and `conv_alpha`, and are left alone without them. A block of the
-    U-Net whose learning rate has the weight 0 is left alone too.
-    """
+    """A LoRA network on the targets; `network_args` are kohya's, as strings, and `dora`."""
     given = read(network_args)
-    layout = layout_of(targets)
-    blocks.check_layout(given, layout)
-    weights = blocks.block_lr_weights(given, layout)
-    rank = network_dim or DEFAULT_RANK
-    pointwise = blocks.Ranks(rank, network_alpha or 0, given.get("block_dims"), given.get("block_alphas"))
-    convolutions = blocks.Ranks(
-        given.get("conv_dim", 0), given.get("conv_alpha", 1.0),
-        given.get("conv_block_dims"), given.get("conv_block_alphas"),
-    )  # fmt: skip
     dropouts = dropouts_of(given, neuron_dropout)
-
-    def make(target: AdapterTarget) -> LoraAdapter | None:
-        if weights and target.block is not None and weights[target.block] == 0:
-            return None
-        rank, alpha = (pointwise if is_pointwise(target.layer) else convolutions).of(target.block)
-        return LoraAdapter(target, rank, alpha, **dropouts) if rank else None
-
-    return LoraNetwork(build_adapters(targets, make), learning_rate_rules(given, weights))
+    make = partial(LoraAdapter, **dropouts)
+    if given.get("dora"):
+        make = partial(DoraAdapter, on_output=given.get("wd_on_output", False), **dropouts)
+    return network_of_ranks(LoraNetwork, targets, network_dim, network_alpha, given, make)
 
 
 def create_network_from_weights(
     targets: list[AdapterTarget], path: Path, neuron_dropout: float | None = None, **network_args: str
 ) -> AdapterNetwork:
-    """The network of a file: its layers, ranks, alphas and weights; of `network_args` the others still count."""
+    """The network of a file, LoRA or DoRA by layer; of `network_args` what is not about ranks still counts."""
     given = read(network_args)
-    unused = [name for name in RANK_ARGUMENTS if name in given]
-    if unused:
-        logger.warning("--network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(unused), path)
-    layout = layout_of(targets)
-    blocks.check_layout({name: value for name, value in given.items() if name not in unused}, layout)
-    names = {target.other_name: target.name for target in targets}
-    ranks, weights = completed(under_our_names(read_weights(path), names))
     dropouts = dropouts_of(given, neuron_dropout)
 
-    def make(target: AdapterTarget) -> LoraAdapter | None:
-        if not ranks.get(target.name):
-            return None
-        alpha = weights[f"{target.name}.alpha"].flatten()[0].item()
-        return LoraAdapter(target, ranks[target.name], alpha, **dropouts)
+    def make(target: AdapterTarget, weights: Mapping[str, Tensor]) -> LoraAdapter:
+        rank, alpha = rank_of(weights), weights["alpha"].flatten()[0].item()
+        if "dora_scale" not in weights:
+            return LoraAdapter(target, rank, alpha, **dropouts)
+        return DoraAdapter(target, rank, alpha, on_output=is_of_outputs(weights["dora_scale"]), **dropouts)
 
-    rules = learning_rate_rules(given, blocks.block_lr_weights(given, layout))
-    network = LoraNetwork(build_adapters(targets, make), rules)
-    network.take_weights(weights, path)
-    return network
+    unused = *RANK_ARGUMENTS, *DORA_ARGUMENTS
+    return network_of_file(LoraNetwork, targets, path, given, rank_of, make, unused)
 
 
-def completed(weights: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """Ranks by layer, and the weights with an alpha for all: old files have none, and mean the rank."""
-    end = ".lora_down.weight"
-    downs = {name.removesuffix(end): value for name, value in weights.items() if name.endswith(end) and value.ndim}
-    ranks = {name: len(down) for name, down in downs.items()}
-    return ranks, {f"{name}.alpha": torch.tensor(rank) for name, rank in ranks.items()} | weights
-
-
-def layout_of(targets: list[AdapterTarget]) -> BlockLayout | None:
-    return next((target.layout for target in targets if target.layout), None)
-
-
-def dropouts_of(given: dict, neuron_dropout: float | None) -> dict[str, float | None]:
-    return {
-        "dropout": given.get("dropout", neuron_dropout),
-        "rank_dropout": given.get("rank_dropout"),
-        "module_dropout": given.get("module_dropout"),
-    }
-
-
-def learning_rate_rules(given: dict, block_weights: list[float] | None) -> LearningRateRules:
-    general = given.get("loraplus_lr_ratio")
-    ratios = {
-        "textencoder": given.get("loraplus_text_encoder_lr_ratio", general),
-        "unet": given.get("loraplus_unet_lr_ratio", general),
-    }
-    return LearningRateRules({name: ratio for name, ratio in ratios.items() if ratio is not None}, block_weights)
+def rank_of(weights: Mapping[str, Tensor]) -> int | None:
+    """The rank of a layer of a file."""
+    down = weights.get("lora_down.weight")
+    return len(down) if down is not None and down.ndim and len(down) else None

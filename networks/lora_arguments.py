@@ -1,18 +1,26 @@
 """The `--network_args` of networks.lora. Needs no torch."""
 
+import logging
 from typing import Any
 
 from library.errors import UserError
 from networks import blocks
-from networks.arguments import read_arguments
+from networks.arguments import read_arguments, truth
 
-ARGUMENTS = {
-    **blocks.ARGUMENTS,
+logger = logging.getLogger(__name__)
+
+DORA_ARGUMENTS = {"dora": truth, "wd_on_output": truth}  # the second as LyCORIS calls it
+RANKS_AND_DROPOUTS = {
     "conv_dim": int,
     "conv_alpha": float,
     "dropout": float,
     "rank_dropout": float,
     "module_dropout": float,
+}
+ARGUMENTS = {
+    **blocks.ARGUMENTS,
+    **RANKS_AND_DROPOUTS,
+    **DORA_ARGUMENTS,
     "loraplus_lr_ratio": float,
     "loraplus_unet_lr_ratio": float,
     "loraplus_text_encoder_lr_ratio": float,
@@ -30,6 +38,16 @@ def read(network_args: dict[str, str]) -> dict[str, Any]:
 def check_arguments(network_args: dict[str, str]) -> None:
     """UserError where `--network_args` has something that is not for LoRA."""
     given = read(network_args)
+    check_together(given, {"wd_on_output": ("dora",)})
+    if given.get("dora") and given.get("wd_on_output"):
+        logger.warning(
+            "--network_args: wd_on_output=True: ComfyUI applies such files a few percent off, and the Stable Diffusion "
+            "WebUI far off; without it both apply them exactly"
+        )
+
+
+def check_together(given: dict[str, Any], more: dict[str, tuple[str, ...]]) -> None:
+    """UserError for an argument that says something only beside another; `more` are those of one algorithm alone."""
     needs = {
         "conv_alpha": ("conv_dim", "conv_block_dims"),
         "conv_block_alphas": ("conv_dim", "conv_block_dims"),
@@ -37,11 +55,16 @@ def check_arguments(network_args: dict[str, str]) -> None:
     }
     problems = [
         f"--network_args: {name} needs {' or '.join(needed)}"
-        for name, needed in needs.items()
+        for name, needed in (needs | more).items()
         if name in given and not given.keys() & set(needed)
     ]
     if problems:
         raise UserError(*problems)
+
+
+def needs_base_weights(network_args: dict[str, str]) -> bool:
+    """Whether a new network begins with what it finds in the base model."""
+    return read(network_args).get("dora", False)
 
 
 def check_ranks(weights: Shapes, path: str, network_dim: int | None, network_args: dict[str, str]) -> None:
@@ -72,5 +95,9 @@ def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str
 
 def wants_convolutions(network_args: dict[str, str]) -> bool:
     """Whether residual blocks and samplers are to be adapted too."""
-    given = read(network_args)
+    return names_convolutions(read(network_args))
+
+
+def names_convolutions(given: dict[str, Any]) -> bool:
+    """The same of arguments that were read."""
     return "conv_dim" in given or "conv_block_dims" in given

@@ -42,15 +42,9 @@ class LoraFunction(torch.autograd.Function):
         sink: GradientSink | None,
     ) -> Tensor:
         ctx.layer, ctx.scale, ctx.sink = layer, scale, sink
-        output = output_of(layer, x)
-        hidden = hidden_of(x, down, layer)
-        mask = mask_of and mask_of(hidden)
-        hidden = masked(hidden, mask)
+        output, mask = lora_output(x, down, up, layer, scale, mask_of)
         ctx.save_for_backward(x, down, up, mask)
-        if down.ndim == 2:
-            add_product(output, rows_of(hidden), up, scale, product_of(layer))
-            return output
-        return output.add_(F.conv2d(hidden, up), alpha=scale)
+        return output
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,10 +56,34 @@ class LoraFunction(torch.autograd.Function):
             to_down, to_up = sink.down, sink.up
             sink.mark()
         input_gradient = input_gradient_of(ctx.layer, gradient, x.shape) if ctx.needs_input_grad[0] else None
-        add = add_linear_gradients if down.ndim == 2 else add_convolution_gradients
-        add(ctx, saved, gradient, (to_down, to_up, input_gradient))
+        add_gradients(ctx, saved, gradient, (to_down, to_up, input_gradient))
         own = (to_down, to_up) if sink is None else (None, None)
         return input_gradient, None, *own, None, None, None, None
+
+
+def lora_output(
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    layer: nn.Module,
+    scale: float,
+    mask_of: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """y in new memory, and the mask."""
+    output = output_of(layer, x)
+    hidden = hidden_of(x, down, layer)
+    mask = mask_of and mask_of(hidden)
+    hidden = masked(hidden, mask)
+    if down.ndim == 2:
+        add_product(output, rows_of(hidden), up, scale, product_of(layer))
+        return output, mask
+    return output.add_(F.conv2d(hidden, up), alpha=scale), mask
+
+
+def add_gradients(ctx, saved: Saved, gradient: Tensor, to: tuple[Tensor, Tensor, Tensor | None]) -> None:
+    """Add those of A, B and, where wanted, of x; `ctx` has layer and scale."""
+    add = add_linear_gradients if saved[1].ndim == 2 else add_convolution_gradients
+    add(ctx, saved, gradient, to)
 
 
 def add_linear_gradients(ctx, saved: Saved, gradient: Tensor, to: tuple[Tensor, Tensor, Tensor | None]) -> None:

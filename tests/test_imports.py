@@ -144,9 +144,12 @@ TORCH_FREE = (
     "networks.check_lora_weights",
     "networks.convert_lora",
     "networks.blocks",
+    "networks.dora_arguments",
     "networks.external_arguments",
     "networks.extract_lora_from_dylora",
     "networks.extract_lora_from_models",
+    "networks.loha_arguments",
+    "networks.lokr_arguments",
     "networks.lora_arguments",
     "networks.lora_interrogator",
     "networks.merge_lora",
@@ -167,7 +170,6 @@ TORCH_FREE = (
     "tools.show_metadata",
     "tools.tag_images_by_wd14_tagger",
     "tools.run_report",
-    "tools.show_metadata",
     "tools.xyz_grid",
     "tools.crop_images",
     "tools.dataset_sheet",
@@ -175,7 +177,6 @@ TORCH_FREE = (
     "tools.find_duplicates",
     "tools.install",
     "tools.resize_images_to_resolution",
-    "tools.show_metadata",
     "tools.upscale_images",
 )
 HEAVY = ("accelerate", "bitsandbytes", "diffusers", "safetensors.torch", "torch", "transformers")

@@ -11,7 +11,7 @@ from library.families.base import ModelFamily
 from library.network_files import read_weights, write_weights
 from library.options.groups import TrainNetworkOptions
 from library.recipes.network_building import build_network, merge_base_weights
-from networks import lora
+from networks import dora, loha, lokr, lora
 from tests import tiny
 
 CONVOLUTIONS = {"conv_dim": "2", "conv_alpha": "3"}
@@ -57,6 +57,23 @@ def test_merged_base_weights_act_as_the_attached_network(suffix, family_with, tm
     plain = answer(family)
     merge_base_weights(lora, family, options)
     torch.testing.assert_close(answer(family), attached, rtol=1e-4, atol=1e-5)
+    assert (attached - plain).norm() > 0.01 * plain.norm()
+
+
+@pytest.mark.parametrize("module", [dora, loha, lokr])
+def test_a_merged_network_acts_as_the_attached_one(module, family_with):
+    """Loaders of diffusers refuse LoHa and LoKr; its classes run what was merged."""
+    family, options = family_with(network_dim=3, network_alpha=2)
+    network = build_network(module, family, options, CONVOLUTIONS).eval()
+    plain = answer(family)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    attached = answer(family)
+    network.remove()
+    family.keep_weights()
+    network.merge()
+    torch.testing.assert_close(answer(family), attached, rtol=1e-4, atol=1e-4)
     assert (attached - plain).norm() > 0.01 * plain.norm()
 
 

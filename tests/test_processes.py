@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,7 @@ CONFIGS = ROOT / "config_examples" / "accelerate"
 # by a gradient's own size, makes more of them where a gradient is next to nothing, up to 5e-5 seen at steps of 1e-3.
 TOLERANCE = dict(rtol=1e-5, atol=5e-7)
 TOLERANCE_OF_ADAM = dict(rtol=1e-5, atol=2e-4)
+ZERO_AT_FIRST = re.compile(r"\.(lora_up\.weight|hada_w2_a|lokr_w2|lokr_w2_b)$")
 PLAIN = dict(optimizer_type="SGD", optimizer_args=["momentum=0.9"], learning_rate=1)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is for Linux and macOS")
@@ -66,7 +68,7 @@ def assert_weights_near(found: Path, wanted: Path, tolerance: dict = TOLERANCE) 
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
-    assert any(value.any() for name, value in wanted.items() if "lora_up" in name)
+    assert any(value.any() for name, value in wanted.items() if ZERO_AT_FIRST.search(name))
 
 
 @pytest.fixture
@@ -158,6 +160,9 @@ VARIANTS = {
     "latents on disk": dict(cache_latents_to_disk=True, flip_aug=True, gradient_checkpointing=True),
     "text encoder frozen": dict(network_train_unet_only=True, gradient_accumulation_steps=3, loss_type="huber"),
     "validation": dict(validation_split=0.2),
+    "LoHa": dict(network_module="networks.loha", network_args=["conv_dim=2"], learning_rate=0.3),
+    "LoKr": dict(network_module="networks.lokr", network_args=["conv_dim=1", "factor=4"], learning_rate=0.1),
+    "DoRA": dict(network_module="networks.dora", network_args=["conv_dim=2"]),
     "convolutions": dict(network_args=["conv_dim=2"], noise_offset=0.1, adaptive_noise_scale=0.5),
 }
 

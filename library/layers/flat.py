@@ -15,14 +15,12 @@ from torch import Tensor, nn
 ALIGNMENT = 64  # elements; a matrix that begins at a multiple of 128 bytes is read fastest
 
 
-@dataclass
-class GradientSink:
-    """Where a layer's backward pass adds the gradients of its two matrices, past autograd: parts of the buffers."""
+@dataclass(kw_only=True)
+class Sink:
+    """Whether gradients of a layer ever came to the buffers."""
 
-    down: Tensor
-    up: Tensor
     was_used: bool = False  # whether a backward pass ever came by
-    first_uses: list["GradientSink"] = field(default_factory=list, repr=False)  # those of all layers, as they come
+    first_uses: list["Sink"] = field(default_factory=list, repr=False)  # those of all layers, as they come
 
     def mark(self) -> None:
         """A backward pass comes by."""
@@ -31,13 +29,41 @@ class GradientSink:
             self.first_uses.append(self)
 
 
+@dataclass
+class GradientSink(Sink):
+    """Where a layer's backward pass adds the gradients of its two matrices, past autograd: parts of the buffers."""
+
+    down: Tensor
+    up: Tensor
+
+
+class Collected(torch.autograd.Function):
+    """`apply(anchor, sink, gradients, *values)`: the values, whose gradients are added to these tensors.
+
+    So autograd differentiates what a layer makes of its parameters, and still leaves the gradients in the buffers. The
+    anchor is any tensor that asks for gradients, so that autograd comes by.
+    """
+
+    @staticmethod
+    def forward(ctx, anchor: Tensor, sink: Sink, gradients: Sequence[Tensor], *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.sink, ctx.gradients = sink, gradients
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[None, ...]:
+        for to, gradient in zip(ctx.gradients, gradients, strict=True):
+            to.add_(gradient)
+        ctx.sink.mark()
+        return (None,) * (3 + len(gradients))
+
+
 @dataclass(frozen=True)
 class Span:
     """Where one parameter lies in the buffers."""
 
     parameter: nn.Parameter
     start: int
-    sink: GradientSink
+    sink: Sink
 
     @property
     def stop(self) -> int:
@@ -63,7 +89,7 @@ class FlatWeights:
         self.is_one_dtype = first.dtype == dtype
         self.computed = self.values if self.is_one_dtype else torch.zeros_like(self.values, dtype=dtype)
         self.collected = self.gradients if self.is_one_dtype else torch.zeros_like(self.computed)
-        self.first_uses: list[GradientSink] = []  # grows where a layer has its first gradients
+        self.first_uses: list[Sink] = []  # grows where a layer has its first gradients
         start_of = dict(zip(map(id, parameters), starts, strict=False))
         spans = [span for adapter in adapters for span in self._taken(adapter, start_of)]
         self.spans = sorted(spans, key=lambda span: span.start)

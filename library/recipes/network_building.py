@@ -73,6 +73,8 @@ def new_network(
     algorithm: ModuleType, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]
 ) -> nn.Module:
     """The network of the ranks that are given."""
+    if hasattr(algorithm, "needs_base_weights") and algorithm.needs_base_weights(arguments):
+        family.keep_weights()
     targets = wanted_targets(family.adapter_targets(conv=algorithm.wants_convolutions(arguments)), options)
     network = algorithm.create_network(
         targets, options.network_dim, options.network_alpha, options.network_dropout, **arguments

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.network_files import write_weights
+from library.network_files import dtype_in_file, write_weights
 
 CHUNK = 2**20  # numbers that are joined on the device at once
 
@@ -51,10 +51,11 @@ class Copies:
     @torch.no_grad()
     def take(self, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
         """The weights, cast to `dtype` where given; there as soon as `wait` returns, whatever changes them later."""
-        groups: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+        groups: dict[tuple[torch.device, torch.dtype, torch.dtype], dict[str, Tensor]] = {}
         for name, value in weights.items():
-            groups.setdefault((value.device, value.dtype), {})[name] = value
-        copies = {name: copy for key, group in groups.items() for name, copy in self._taken(*key, group, dtype)}
+            wanted = dtype_in_file(name, dtype) or value.dtype
+            groups.setdefault((value.device, value.dtype, wanted), {})[name] = value
+        copies = {name: copy for key, group in groups.items() for name, copy in self._taken(key, group)}
         return {name: copies[name] for name in weights}
 
     def wait(self) -> None:
@@ -63,14 +64,16 @@ class Copies:
             self._copied.synchronize()
 
     def _taken(
-        self, device: torch.device, own_dtype: torch.dtype, weights: Mapping[str, Tensor], dtype: torch.dtype | None
+        self, key: tuple[torch.device, torch.dtype, torch.dtype], weights: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Few large copies, where those of single weights would take longer to begin than to make."""
-        is_cuda = device.type == "cuda"
+        """Few large copies, where those of single weights would take longer to begin than to make.
+
+        `key` is their device, dtype, and the dtype of the copies.
+        """
+        is_cuda = key[0].type == "cuda"
         sizes = [value.numel() for value in weights.values()]
-        key = (device, own_dtype, dtype)
         if key not in self._buffers:
-            self._buffers[key] = torch.empty(sum(sizes), dtype=dtype or own_dtype, pin_memory=is_cuda)
+            self._buffers[key] = torch.empty(sum(sizes), dtype=key[2], pin_memory=is_cuda)
         buffer, start = self._buffers[key], 0
         for chunk in chunks(list(weights.values())):
             joined = torch.cat([value.reshape(-1) for value in chunk])

@@ -208,8 +208,9 @@ def rank_problems(options: TrainNetworkOptions, shapes: Shapes, rules: ModuleTyp
 
 def convolution_problems(shapes: Shapes, rules: ModuleType, arguments: dict[str, str]) -> list[str]:
     """The same of convolutions alone."""
-    count = sum(1 for name, shape in shapes.items() if "lora_down" in name and shape and shape[2:] == (3, 3))
-    if not hasattr(rules, "wants_convolutions") or bool(count) == rules.wants_convolutions(arguments):
+    downs = [shape for name, shape in shapes.items() if name.endswith(".lora_down.weight") and shape]
+    count = sum(1 for shape in downs if shape[2:] == (3, 3))
+    if not downs or not hasattr(rules, "wants_convolutions") or bool(count) == rules.wants_convolutions(arguments):
         return []
     found, given = (counted(count, "layer"), "no conv_dim") if count else ("no layers", "conv_dim")
     return [f"it has {found} of 3x3 convolutions, and --network_args here have {given}"]
