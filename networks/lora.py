@@ -6,26 +6,29 @@ The change of a weight W [out, in] is (alpha / rank) B A, with A [rank, in] rand
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.errors import UserError
 from library.families.base import AdapterTarget
-from library.families.blocks import BlockLayout
 from library.layers.flat import GradientSink
-from library.network_files import read_weights
-from networks import blocks
-from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
-from networks.lora_arguments import DEFAULT_RANK, RANK_ARGUMENTS, read
+from networks.base import Adapter, AdapterNetwork
 from networks.lora_arguments import check_arguments as check_arguments
+from networks.lora_arguments import read
 from networks.lora_arguments import wants_convolutions as wants_convolutions
+from networks.lora_arguments import wants_norms as wants_norms
+from networks.lora_building import network_of_file, network_of_ranks
 from networks.lora_function import LoraFunction, hidden_of
-from networks.param_groups import LearningRateRules
 from networks.shared_input import SharedInput, share_input
 
 logger = logging.getLogger(__name__)
+
+OVERSAMPLING, POWER_ITERATIONS = 8, 16  # of PiSSA's beginning
 
 
 class LoraNetwork(AdapterNetwork):
@@ -44,6 +47,8 @@ class LoraNetwork(AdapterNetwork):
 class LoraAdapter(Adapter):
     """B A of one layer, named lora_up and lora_down in files."""
 
+    function: type[torch.autograd.Function] = LoraFunction
+
     def __init__(
         self,
         target: AdapterTarget,
@@ -52,6 +57,7 @@ class LoraAdapter(Adapter):
         dropout: float | None = None,
         rank_dropout: float | None = None,
         module_dropout: float | None = None,
+        train_bias: bool = False,
     ):
         super().__init__(target, module_dropout)
         self.rank, self.dropout, self.rank_dropout = rank, dropout, rank_dropout
@@ -63,12 +69,18 @@ class LoraAdapter(Adapter):
             geometry = (layer.kernel_size, layer.stride, layer.padding)
             self.lora_down = nn.Conv2d(layer.in_channels, rank, *geometry, bias=False)
             self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_up.weight)
+        self.initialise()
+        has_bias = train_bias and layer.bias is not None
+        self.diff_b = nn.Parameter(torch.zeros(layer.bias.shape)) if has_bias else None
         self.register_buffer("alpha", torch.tensor(alpha))  # an integer stays one in the file
         self.scale = alpha / rank
         self.flat: tuple[Tensor, Tensor, GradientSink] | None = None  # A, B and their gradients in shared buffers
         self.shared: SharedInput | None = None  # with the layers beside this one that read the same
+
+    def initialise(self) -> None:
+        """A as kohya draws it, B zero."""
+        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_up.weight)
 
     def refresh(self) -> None:
         """Follow an alpha that was loaded from a file."""
@@ -81,22 +93,39 @@ class LoraAdapter(Adapter):
             return self.base_output(x)
         if self.shared and self.training:
             return self.shared.output(self, x)
-        down, up, sink = self.lora_down.weight, self.lora_up.weight, None
-        if self.flat is not None and self.training:
-            down, up, sink = self.flat
+        down, up, sink = self.flat if self.flat and self.training else (*self.learning_matrices(), None)
         mask_of = self._mask if self.training and (self.dropout or self.rank_dropout) else None
         scale = self.scale * self.multiplier
         down, up = down.to(x.dtype), up.to(x.dtype)
-        return LoraFunction.apply(x, self.lora_up.weight, down, up, self.base, scale, mask_of, sink)
+        output = self.function.apply(x, self.anchor(), down, up, self.base, scale, mask_of, sink)
+        return output if self.diff_b is None else output + self.multiplier * self._bias(output)
+
+    def anchor(self) -> Tensor:
+        """A parameter that has gradients, by which autograd comes by."""
+        return self.lora_up.weight
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return self.lora_down.weight, self.lora_up.weight
+
+    def learning_matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B of one forward pass, which may leave some of their ranks without gradients."""
+        return self.matrices()
 
     def delta(self, x: Tensor) -> Tensor:
-        down, up = self.lora_down.weight, self.lora_up.weight
+        down, up = self.learning_matrices()
         if not torch.is_autocast_enabled(x.device.type):
             down, up = down.to(x.dtype), up.to(x.dtype)
         hidden = hidden_of(x, down, self.base)
         if self.training and (self.dropout or self.rank_dropout):
             hidden = hidden * self._mask(hidden)
-        return (F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)) * self.scale
+        change = (F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)) * self.scale
+        return change if self.diff_b is None else change + self._bias(change)
+
+    def _bias(self, output: Tensor) -> Tensor:
+        """The change of the bias, as it is added to outputs."""
+        bias = self.diff_b.to(output.dtype)
+        return bias if isinstance(self.base, nn.Linear) else bias[:, None, None]
 
     def _mask(self, hidden: Tensor) -> Tensor:
         """What dropout multiplies A x with: survivors are scaled by 1 / (1 - p), ranks fall out for whole samples."""
@@ -117,7 +146,9 @@ class LoraAdapter(Adapter):
         return kept.to(hidden.dtype) / (1 - self.rank_dropout)
 
     def flat_parameters(self) -> list[nn.Parameter]:
-        return [] if self.module_dropout else [self.lora_down.weight, self.lora_up.weight]
+        if self.module_dropout or self.diff_b is not None:
+            return []
+        return [self.lora_down.weight, self.lora_up.weight]
 
     def use_flat(self, values: list[Tensor], gradients: list[Tensor]) -> GradientSink:
         sink = GradientSink(*gradients)
@@ -125,18 +156,104 @@ class LoraAdapter(Adapter):
         return sink
 
     def delta_weight(self) -> Tensor:
-        down, up = self.lora_down.weight, self.lora_up.weight
+        down, up = self.matrices()
         product = up.flatten(1) @ down.flatten(1)
         return (product * self.scale).view(self.base.weight.shape)
 
     def norm(self) -> Tensor:
         """The norm of B A, from matrices as small as the rank: |BA|^2 = tr(B^T B A A^T)."""
-        down, up = self.lora_down.weight.flatten(1).float(), self.lora_up.weight.flatten(1).float()
+        down, up = (matrix.flatten(1).float() for matrix in self.matrices())
         square = ((up.T @ up) * (down @ down.T)).sum()  # both are symmetric
         return square.clamp(min=0).sqrt() * abs(self.scale)
 
+    def rescale(self, factor: Tensor) -> None:
+        """Half of the factor, as kohya does, on A and half on B."""
+        for matrix in (self.lora_down.weight, self.lora_up.weight):
+            matrix.mul_(factor**0.5)
+
+    @torch.no_grad()
+    def merge(self, multiplier: float = 1.0) -> None:
+        super().merge(multiplier)
+        if self.diff_b is not None:
+            self.base.bias.add_(multiplier * self.diff_b.to(self.base.bias))
+
     def plus_parameters(self) -> list[nn.Parameter]:
         return [self.lora_up.weight]
+
+
+class OrthogonalAdapter(LoraAdapter):
+    """The rows of A are at right angles to each other, and as long as kohya's are in the mean."""
+
+    def initialise(self) -> None:
+        nn.init.orthogonal_(self.lora_down.weight, gain=1 / math.sqrt(3))
+        nn.init.zeros_(self.lora_up.weight)
+
+
+class PissaAdapter(LoraAdapter):
+    """PiSSA (arXiv:2404.02948): A and B begin as the weight's own largest singular vectors, and so learn those first.
+
+    The base stays whole: what is added is B A less its beginning B0 A0, as (B - B0) A + B0 (A - A0), which is exactly 0
+    at the start. In files this is a plain LoRA of twice the rank.
+    """
+
+    def __init__(self, target: AdapterTarget, rank: int, alpha: int | float, *others: Any, **dropouts: Any):
+        super().__init__(target, rank, alpha, *others, **dropouts)
+        down, up = principal(self.base.weight, rank, self.scale)
+        for matrix, value in ((self.lora_down.weight, down), (self.lora_up.weight, up)):
+            matrix.data.copy_(value.view(matrix.shape))
+        self.register_buffer("first_down", self.lora_down.weight.detach().clone())
+        self.register_buffer("first_up", self.lora_up.weight.detach().clone())
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B of twice the rank."""
+        down, up = self.lora_down.weight, self.lora_up.weight
+        return torch.cat([down, down - self.first_down]), torch.cat([up - self.first_up, self.first_up], 1)
+
+    def _mask(self, hidden: Tensor) -> Tensor:
+        """A rank falls out with its beginning."""
+        dim = 1 if hidden.ndim == 4 else -1
+        mask = super()._mask(hidden.narrow(dim, 0, self.rank))
+        return torch.cat([mask, mask], dim)
+
+    def flat_parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def file_weights(self) -> dict[str, Tensor]:
+        down, up = self.matrices()
+        weights = {"alpha": 2 * self.alpha, "lora_down.weight": down.detach(), "lora_up.weight": up.detach()}
+        return weights if self.diff_b is None else weights | {"diff_b": self.diff_b.detach()}
+
+
+class PissaNetwork(AdapterNetwork):
+    """Its state has A, B and their beginnings; its file the change of the base."""
+
+    file_is_state_dict = False
+
+    def file_weights(self) -> dict[str, Tensor]:
+        weights = {}
+        for name, adapter in self.named_children():
+            own = adapter.file_weights() if isinstance(adapter, PissaAdapter) else adapter.state_dict()
+            weights |= {f"{name}.{key}": value for key, value in own.items()}
+        return weights
+
+    def take_weights(self, weights: dict[str, Tensor], path: Path) -> None:
+        raise UserError(f"{path} cannot be trained on with init=pissa: give --dim_from_weights without it")
+
+
+@torch.no_grad()
+def principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A [rank, in] and B [out, rank] whose product times `scale` is a weight's best approximation of this rank.
+
+    The singular vectors are found at random (arXiv:0909.4061), with power iterations that make them as good as exact.
+    """
+    matrix = weight.detach().flatten(1).float()
+    num_vectors = min(rank + OVERSAMPLING, *matrix.shape)
+    left, values, right = torch.svd_lowrank(matrix, num_vectors, niter=POWER_ITERATIONS)
+    roots = (values[:rank] / scale).sqrt()
+    return (right[:, :rank] * roots).T, left[:, :rank] * roots
+
+
+INITIALISATIONS = {"kaiming": LoraAdapter, "orthogonal": OrthogonalAdapter, "pissa": PissaAdapter}
 
 
 def create_network(
@@ -146,82 +263,30 @@ def create_network(
     neuron_dropout: float | None = None,
     **network_args: str,
 ) -> AdapterNetwork:
-    """A LoRA network on the targets; `network_args` are kohya's, as strings.
-
-    Layers that are not Linear or 1x1 take `conv_dim` and `conv_alpha`, and are left alone without them. A block of the
-    U-Net whose learning rate has the weight 0 is left alone too.
-    """
+    """A LoRA network on the targets; `network_args` are kohya's and our own, as strings."""
     given = read(network_args)
-    layout = layout_of(targets)
-    blocks.check_layout(given, layout)
-    weights = blocks.block_lr_weights(given, layout)
-    rank = network_dim or DEFAULT_RANK
-    pointwise = blocks.Ranks(rank, network_alpha or 0, given.get("block_dims"), given.get("block_alphas"))
-    convolutions = blocks.Ranks(
-        given.get("conv_dim", 0), given.get("conv_alpha", 1.0),
-        given.get("conv_block_dims"), given.get("conv_block_alphas"),
-    )  # fmt: skip
-    dropouts = dropouts_of(given, neuron_dropout)
-
-    def make(target: AdapterTarget) -> LoraAdapter | None:
-        if weights and target.block is not None and weights[target.block] == 0:
-            return None
-        rank, alpha = (pointwise if is_pointwise(target.layer) else convolutions).of(target.block)
-        return LoraAdapter(target, rank, alpha, **dropouts) if rank else None
-
-    return LoraNetwork(build_adapters(targets, make), learning_rate_rules(given, weights))
+    kind = partial(INITIALISATIONS[given.get("init", "kaiming")], train_bias=given.get("train_bias", False))
+    network_class = PissaNetwork if given.get("init") == "pissa" else LoraNetwork
+    warn_of_consumers(given)
+    return network_of_ranks(targets, network_dim, network_alpha, neuron_dropout, given, kind, network_class)
 
 
 def create_network_from_weights(
     targets: list[AdapterTarget], path: Path, neuron_dropout: float | None = None, **network_args: str
 ) -> AdapterNetwork:
     """The network of a file: its layers, ranks, alphas and weights; of `network_args` the others still count."""
-    given = read(network_args)
-    unused = [name for name in RANK_ARGUMENTS if name in given]
-    if unused:
-        logger.warning("--network_args: %s: no effect, ranks and alphas are those of %s", ", ".join(unused), path)
-    layout = layout_of(targets)
-    blocks.check_layout({name: value for name, value in given.items() if name not in unused}, layout)
-    names = {target.other_name: target.name for target in targets}
-    ranks, weights = completed(under_our_names(read_weights(path), names))
-    dropouts = dropouts_of(given, neuron_dropout)
-
-    def make(target: AdapterTarget) -> LoraAdapter | None:
-        if not ranks.get(target.name):
-            return None
-        alpha = weights[f"{target.name}.alpha"].flatten()[0].item()
-        return LoraAdapter(target, ranks[target.name], alpha, **dropouts)
-
-    rules = learning_rate_rules(given, blocks.block_lr_weights(given, layout))
-    network = LoraNetwork(build_adapters(targets, make), rules)
-    network.take_weights(weights, path)
-    return network
+    return network_of_file(targets, path, neuron_dropout, read(network_args), LoraAdapter, LoraNetwork)
 
 
-def completed(weights: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """Ranks by layer, and the weights with an alpha for all: old files have none, and mean the rank."""
-    end = ".lora_down.weight"
-    downs = {name.removesuffix(end): value for name, value in weights.items() if name.endswith(end) and value.ndim}
-    ranks = {name: len(down) for name, down in downs.items()}
-    return ranks, {f"{name}.alpha": torch.tensor(rank) for name, rank in ranks.items()} | weights
+def needs_weights(network_args: dict[str, str]) -> bool:
+    """Whether a new network looks at the base's weights."""
+    return read(network_args).get("init") == "pissa"
 
 
-def layout_of(targets: list[AdapterTarget]) -> BlockLayout | None:
-    return next((target.layout for target in targets if target.layout), None)
-
-
-def dropouts_of(given: dict, neuron_dropout: float | None) -> dict[str, float | None]:
-    return {
-        "dropout": given.get("dropout", neuron_dropout),
-        "rank_dropout": given.get("rank_dropout"),
-        "module_dropout": given.get("module_dropout"),
-    }
-
-
-def learning_rate_rules(given: dict, block_weights: list[float] | None) -> LearningRateRules:
-    general = given.get("loraplus_lr_ratio")
-    ratios = {
-        "textencoder": given.get("loraplus_text_encoder_lr_ratio", general),
-        "unet": given.get("loraplus_unet_lr_ratio", general),
-    }
-    return LearningRateRules({name: ratio for name, ratio in ratios.items() if ratio is not None}, block_weights)
+def warn_of_consumers(given: dict[str, Any]) -> None:
+    """Lines about what other programs do not read."""
+    for argument, keys in {"train_norm": "w_norm and b_norm", "train_bias": "diff_b"}.items():
+        if given.get(argument):
+            logger.warning(
+                "--network_args: %s: diffusers refuses files with %s as a whole; ComfyUI reads them", argument, keys
+            )

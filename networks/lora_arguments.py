@@ -3,23 +3,36 @@
 from typing import Any
 
 from library.errors import UserError
-from networks import blocks
-from networks.arguments import read_arguments
+from library.options.groups import NetworkOptions
+from networks import blocks, patterns
+from networks.arguments import one_of, read_arguments, truth
 
-ARGUMENTS = {
+LORA_PLUS_ARGUMENTS = {
+    "loraplus_lr_ratio": float,
+    "loraplus_unet_lr_ratio": float,
+    "loraplus_text_encoder_lr_ratio": float,
+}
+SHARED_ARGUMENTS = {  # with LoRA-FA
     **blocks.ARGUMENTS,
+    **patterns.ARGUMENTS,
     "conv_dim": int,
     "conv_alpha": float,
     "dropout": float,
     "rank_dropout": float,
     "module_dropout": float,
-    "loraplus_lr_ratio": float,
-    "loraplus_unet_lr_ratio": float,
-    "loraplus_text_encoder_lr_ratio": float,
+    "rslora": truth,
+}
+ARGUMENTS = {
+    **SHARED_ARGUMENTS,
+    **LORA_PLUS_ARGUMENTS,
+    "init": one_of("kaiming", "orthogonal", "pissa"),
+    "train_norm": truth,
+    "train_bias": truth,
 }
 Shapes = dict[str, tuple[int, ...] | None]  # of weights by their names
 DEFAULT_RANK = 4
-RANK_ARGUMENTS = ("conv_dim", "conv_alpha", *blocks.RANK_ARGUMENTS)  # what a file knows by itself
+RANK_ARGUMENTS = ("conv_dim", "conv_alpha", *blocks.RANK_ARGUMENTS, *patterns.RANK_ARGUMENTS)
+OF_FILE = (*RANK_ARGUMENTS, "rslora", "init", "train_norm", "train_bias")  # what a file knows by itself
 
 
 def read(network_args: dict[str, str]) -> dict[str, Any]:
@@ -29,7 +42,11 @@ def read(network_args: dict[str, str]) -> dict[str, Any]:
 
 def check_arguments(network_args: dict[str, str]) -> None:
     """UserError where `--network_args` has something that is not for LoRA."""
-    given = read(network_args)
+    check_needs(read(network_args))
+
+
+def check_needs(given: dict[str, Any]) -> None:
+    """UserError where an argument is without the one that it belongs to."""
     needs = {
         "conv_alpha": ("conv_dim", "conv_block_dims"),
         "conv_block_alphas": ("conv_dim", "conv_block_dims"),
@@ -44,6 +61,22 @@ def check_arguments(network_args: dict[str, str]) -> None:
         raise UserError(*problems)
 
 
+def check_options(options: NetworkOptions, network_args: dict[str, str]) -> None:
+    """UserError where other options do not go with the arguments."""
+    if read(network_args).get("init") != "pissa" or options.dim_from_weights:
+        return
+    problems = []
+    if options.scale_weight_norms:
+        problems.append("--scale_weight_norms: not with --network_args init=pissa, whose change is no product of two")
+    if options.network_weights:
+        problems.append(
+            "--network_weights: not with --network_args init=pissa, whose files are plain LoRA of twice the rank; "
+            "give --dim_from_weights to train on from one"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
 def check_ranks(weights: Shapes, path: str, network_dim: int | None, network_args: dict[str, str]) -> None:
     """UserError where --network_weights, whose shapes these are, has another rank than the network is to have."""
     if other := other_ranks(weights, network_dim, network_args):
@@ -52,7 +85,7 @@ def check_ranks(weights: Shapes, path: str, network_dim: int | None, network_arg
 
 def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str, str]) -> str:
     """What to say of weights of another rank than the network is to have: "rank 8, but ...; give ..."."""
-    if "block_dims" in read(network_args):
+    if {"block_dims", "network_reg_dims"} & read(network_args).keys():
         return ""
     ranks = sorted(
         {
@@ -68,6 +101,11 @@ def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str
     here = f"--network_dim is {rank}" if network_dim else f"--network_dim is {rank} where it is not given"
     remedy = f"--network_dim {ranks[0]}" if len(ranks) == 1 else "block_dims"
     return f"{found}, but {here}; give {remedy}"
+
+
+def wants_norms(network_args: dict[str, str]) -> bool:
+    """Whether the norms of the U-Net are to be trained too."""
+    return read(network_args).get("train_norm", False)
 
 
 def wants_convolutions(network_args: dict[str, str]) -> bool:

@@ -19,7 +19,7 @@ ALIGNMENT = 64  # elements; a matrix that begins at a multiple of 128 bytes is r
 class GradientSink:
     """Where a layer's backward pass adds the gradients of its two matrices, past autograd: parts of the buffers."""
 
-    down: Tensor
+    down: Tensor | None  # none where that matrix is frozen
     up: Tensor
     was_used: bool = False  # whether a backward pass ever came by
     first_uses: list["GradientSink"] = field(default_factory=list, repr=False)  # those of all layers, as they come

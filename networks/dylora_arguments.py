@@ -1,0 +1,45 @@
+"""The `--network_args` of networks.dylora. Needs no torch."""
+
+import logging
+from typing import Any
+
+from library.errors import UserError
+from library.options.groups import NetworkOptions
+from networks.arguments import read_arguments, truth
+from networks.lora_arguments import DEFAULT_RANK, LORA_PLUS_ARGUMENTS, check_ranks, other_ranks, wants_convolutions
+
+__all__ = ["ARGUMENTS", "check_arguments", "check_options", "check_ranks", "other_ranks", "read", "wants_convolutions"]
+logger = logging.getLogger(__name__)
+
+ARGUMENTS = {"conv_dim": int, "conv_alpha": float, "unit": int, "truncate": truth, **LORA_PLUS_ARGUMENTS}
+
+
+def read(network_args: dict[str, str]) -> dict[str, Any]:
+    """The arguments with values of their types; a UserError names what is not for DyLoRA."""
+    return read_arguments("networks.dylora", ARGUMENTS, network_args)
+
+
+def check_arguments(network_args: dict[str, str]) -> None:
+    """UserError where `--network_args` has something that is not for DyLoRA."""
+    given = read(network_args)
+    if given.get("unit", 1) < 1:
+        raise UserError(f"--network_args: unit must be at least 1, got {given['unit']}")
+
+
+def check_options(options: NetworkOptions, network_args: dict[str, str]) -> None:
+    """UserError where other options do not go with DyLoRA or its arguments."""
+    problems = rank_problems(options.network_dim or DEFAULT_RANK, read(network_args))
+    if options.network_dropout:
+        problems.append("--network_dropout: networks.dylora has no dropout; networks.lora has")
+    if problems and not options.dim_from_weights:
+        raise UserError(*problems)
+
+
+def rank_problems(rank: int, given: dict[str, Any]) -> list[str]:
+    """What stands against a rank: it is trained in units, and is that of convolutions too."""
+    unit, conv_rank, problems = given.get("unit", 1), given.get("conv_dim", rank), []
+    if rank % unit:
+        problems.append(f"--network_args: unit={unit} must divide --network_dim, which is {rank}")
+    if conv_rank != rank:
+        problems.append(f"--network_args: conv_dim={conv_rank} must be --network_dim, {rank}: networks.dylora has one")
+    return problems
