@@ -1,15 +1,11 @@
 """The `--network_args` of networks.dylora. Needs no torch."""
 
-import logging
 from typing import Any
 
 from library.errors import UserError
 from library.options.groups import NetworkOptions
 from networks.arguments import read_arguments, truth
-from networks.lora_arguments import DEFAULT_RANK, LORA_PLUS_ARGUMENTS, check_ranks, other_ranks, wants_convolutions
-
-__all__ = ["ARGUMENTS", "check_arguments", "check_options", "check_ranks", "other_ranks", "read", "wants_convolutions"]
-logger = logging.getLogger(__name__)
+from networks.lora_arguments import DEFAULT_RANK, LORA_PLUS_ARGUMENTS, Shapes, another_rank
 
 ARGUMENTS = {"conv_dim": int, "conv_alpha": float, "unit": int, "truncate": truth, **LORA_PLUS_ARGUMENTS}
 
@@ -33,6 +29,22 @@ def check_options(options: NetworkOptions, network_args: dict[str, str]) -> None
         problems.append("--network_dropout: networks.dylora has no dropout; networks.lora has")
     if problems and not options.dim_from_weights:
         raise UserError(*problems)
+
+
+def check_ranks(weights: Shapes, path: str, network_dim: int | None, network_args: dict[str, str]) -> None:
+    """UserError where --network_weights, whose shapes these are, has another rank than the network is to have."""
+    if other := other_ranks(weights, network_dim, network_args):
+        raise UserError(f"--network_weights: {path} has {other} or --dim_from_weights")
+
+
+def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str, str]) -> str:
+    """What to say of weights of another rank than the network is to have: "rank 8, but ...; give ..."."""
+    return another_rank(weights, network_dim, "networks.lora")
+
+
+def wants_convolutions(network_args: dict[str, str]) -> bool:
+    """Whether residual blocks and samplers are to be adapted too."""
+    return "conv_dim" in read(network_args)
 
 
 def rank_problems(rank: int, given: dict[str, Any]) -> list[str]:

@@ -87,6 +87,11 @@ def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str
     """What to say of weights of another rank than the network is to have: "rank 8, but ...; give ..."."""
     if {"block_dims", "network_reg_dims"} & read(network_args).keys():
         return ""
+    return another_rank(weights, network_dim, "block_dims")
+
+
+def another_rank(weights: Shapes, network_dim: int | None, remedy: str) -> str:
+    """The same where one rank is for all layers; `remedy` is for files with several."""
     ranks = sorted(
         {
             shape[0]
@@ -99,7 +104,7 @@ def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str
         return ""
     found = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
     here = f"--network_dim is {rank}" if network_dim else f"--network_dim is {rank} where it is not given"
-    remedy = f"--network_dim {ranks[0]}" if len(ranks) == 1 else "block_dims"
+    remedy = f"--network_dim {ranks[0]}" if len(ranks) == 1 else remedy
     return f"{found}, but {here}; give {remedy}"
 
 

@@ -12,6 +12,14 @@ def is_norm(layer: nn.Module) -> bool:
     return isinstance(layer, (nn.GroupNorm, nn.LayerNorm))
 
 
+def group_norm(x: Tensor, layer: nn.GroupNorm, weight: Tensor, bias: Tensor) -> Tensor:
+    """A GroupNorm with other weights. PyTorch's backward pass on a CPU crashes where x [N, C, H, W] has no gradient."""
+    if x.requires_grad or not torch.is_grad_enabled():
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    normal = F.group_norm(x, layer.num_groups, None, None, layer.eps)
+    return normal * weight[:, None, None] + bias[:, None, None]
+
+
 class NormAdapter(Adapter):
     """What is added to weight and bias."""
 
@@ -29,7 +37,7 @@ class NormAdapter(Adapter):
             for base, change in ((layer.weight, self.w_norm), (layer.bias, self.b_norm))
         )
         if isinstance(layer, nn.GroupNorm):
-            return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+            return group_norm(x, layer, weight, bias)
         return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
 
     def delta_weight(self) -> Tensor:
