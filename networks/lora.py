@@ -288,5 +288,5 @@ def warn_of_consumers(given: dict[str, Any]) -> None:
     for argument, keys in {"train_norm": "w_norm and b_norm", "train_bias": "diff_b"}.items():
         if given.get(argument):
             logger.warning(
-                "--network_args: %s: diffusers refuses files with %s as a whole; ComfyUI reads them", argument, keys
+                "--network_args: %s: diffusers refuses files with %s; ComfyUI and the WebUI take them", argument, keys
             )
