@@ -198,6 +198,9 @@ class PissaAdapter(LoraAdapter):
 
     def __init__(self, target: AdapterTarget, rank: int, alpha: int | float, *others: Any, **dropouts: Any):
         super().__init__(target, rank, alpha, *others, **dropouts)
+        smallest = min(self.base.weight.flatten(1).shape)
+        if rank > smallest:
+            raise UserError(f"--network_args: init=pissa: rank {rank} is more than the {smallest} that {self.name} has")
         down, up = principal(self.base.weight, rank, self.scale)
         for matrix, value in ((self.lora_down.weight, down), (self.lora_up.weight, up)):
             matrix.data.copy_(value.view(matrix.shape))

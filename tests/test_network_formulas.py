@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.errors import UserError
 from library.families.base import AdapterTarget
 from library.layers.fp8 import hold_in_fp8
 from library.layers.int8 import hold_in_int8
@@ -289,6 +290,11 @@ def test_the_file_of_pissa_is_plain_lora_on_the_whole_base_and_its_state_goes_on
     resumed.load_state_dict(network.state_dict())
     resumed.eval().apply_to()
     assert torch.equal(layer(x), trained)
+
+
+def test_pissa_of_more_ranks_than_a_layer_has_is_a_mistake():
+    with pytest.raises(UserError, match="rank 20 is more than the 16"):
+        on_layer(lora, "linear", 20, 1, init="pissa")
 
 
 def test_ranks_alphas_and_rates_follow_names():
