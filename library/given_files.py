@@ -23,8 +23,9 @@ from library.families.kinds import KINDS, Shapes, kind_of_shapes
 LATENT_CHANNELS = 4
 VAE_PREFIXES = ("first_stage_model.", "")  # of the names in whole checkpoints and in files of a VAE
 OF_LORA = re.compile(
-    r"lora_(unet|te\d?)_\w+\.(lora_(down|up)\.weight|alpha|dora_scale)"
+    r"lora_(unet|te\d?)_\w+\.(lora_(down|up)\.weight|alpha|dora_scale|diff_b|[wb]_norm)"
 )  # keys of files of networks.lora
+NETWORK_PREFIXES = "lora_unet_", "lora_te", "oft_unet_"
 PICKLE_START = b"\x80"  # of PyTorch files before version 1.6, which are no archives
 
 # Layers of networks by which the base model is known: those that only one family has, and those whose inputs are as
@@ -113,7 +114,7 @@ def check_network(path_text: str, flag: str, base: CheckpointInfo | None, is_our
                 raise UserError(f"{flag}: {path} is no network file, neither of safetensors nor of PyTorch")
         return None
     shapes = read_shapes(path, flag)
-    kind = "adapter" if any(name.startswith(("lora_unet_", "lora_te")) for name in shapes) else kind_of_shapes(shapes)
+    kind = "adapter" if any(name.startswith(NETWORK_PREFIXES) for name in shapes) else kind_of_shapes(shapes)
     if kind != "adapter" and (is_ours or kind != "unknown"):
         raise UserError(f"{flag}: {path} is a {KINDS[kind].description}; wanted is a network such as a LoRA")
     kinds = base_kinds(shapes)

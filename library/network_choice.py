@@ -49,9 +49,11 @@ def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None
         return
     module = importlib.import_module(name)
     module.check_arguments(arguments)
+    if hasattr(module, "check_options"):
+        module.check_options(options, arguments)
     if not weights:
         return
-    problems = part_problems(options, weights)
+    problems = part_problems(options, weights, module)
     if not options.dim_from_weights and None not in weights.values():
         problems += convolution_problems(weights, module, arguments)
     if problems:

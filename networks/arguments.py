@@ -14,6 +14,17 @@ def truth(text: str) -> bool:
     return known[text.lower()]
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """A reader of one of these names."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(" or ".join(names))
+        return text
+
+    return read
+
+
 def read_arguments(module: str, declared: dict[str, Callable[[str], object]], given: dict[str, str]) -> dict:
     """The values given, converted; UserError naming every unknown key and every value that does not fit."""
     values, problems = {}, []

@@ -27,7 +27,7 @@ class Adapter(nn.Module):
 
     def __init__(self, target: AdapterTarget, module_dropout: float | None):
         super().__init__()
-        self.part, self.block, self.other_name = target.part, target.block, target.other_name
+        self.name, self.part, self.block, self.other_name = target.name, target.part, target.block, target.other_name
         self.input = target.input
         self.multiplier = 1.0
         self.module_dropout = module_dropout
@@ -191,7 +191,11 @@ class AdapterNetwork(nn.Module):
         self.flat = flat_weights(self.adapters(), groups, dtype)
 
     def save_weights(self, path: Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
-        write_weights(Path(path), self.state_dict(), dtype, metadata)
+        write_weights(Path(path), self.file_weights(), dtype, metadata)
+
+    def file_weights(self) -> dict[str, Tensor]:
+        """What stands in files; another thing than the state where `file_is_state_dict` is false."""
+        return self.state_dict()
 
     def load_weights(self, path: Path) -> None:
         """Take weights from a file; all its keys must belong here and fit, and all of ours must be in it."""
@@ -207,7 +211,7 @@ class AdapterNetwork(nn.Module):
     def check_saved(self, path: Path) -> int:
         """Read a file back and compare it with this network; returns the number of layers it changes."""
         weights = read_weights(Path(path))
-        require_same(self.state_dict(), weights, path)
+        require_same(self.file_weights(), weights, path)
         require_finite(weights, path)
         return len(self.adapters())
 

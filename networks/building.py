@@ -1,6 +1,7 @@
 """Networks whose layers have a rank and an alpha each: made of `--network_args`, or as a file has them."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from library.network_files import read_weights
 from networks import blocks
 from networks.base import Adapter, AdapterNetwork, build_adapters, is_pointwise, under_our_names
 from networks.lora_arguments import DEFAULT_RANK, RANK_ARGUMENTS
+from networks.norms import NormAdapter, is_norm
 from networks.param_groups import LearningRateRules
+from networks.patterns import ARGUMENTS as PATTERN_ARGUMENTS
+from networks.patterns import matching, without_layers
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +53,33 @@ def network_of_ranks(
     def adapter_of(target: AdapterTarget) -> Adapter | None:
         if weights and target.block is not None and weights[target.block] == 0:
             return None
+        if is_norm(target.layer):
+            return NormAdapter(target)
         rank, alpha = (pointwise if is_pointwise(target.layer) else convolutions).of(target.block)
-        return make(target, rank, alpha) if rank else None
+        rank, alpha = of_patterns(given, target.name, rank, alpha)
+        if not rank:
+            return None
+        return make(target, rank, alpha * math.sqrt(rank) if given.get("rslora") else alpha)
 
-    return kind(build_adapters(targets, adapter_of), learning_rate_rules(given, weights))
+    network = kind(build_adapters(targets, adapter_of), learning_rate_rules(given, weights))
+    warn_of_patterns(given, [target.name for target in targets])
+    return network
+
+
+def of_patterns(given: Mapping[str, Any], name: str, rank: int, alpha: int | float) -> tuple[int, int | float]:
+    """Rank and alpha of a layer, by its name where that matches; an alpha that is the rank follows the rank."""
+    if found := matching(given.get("network_reg_dims"), name):
+        rank, alpha = found.value, found.value if alpha == rank else alpha
+    if found := matching(given.get("network_reg_alphas"), name):
+        alpha = found.value or rank
+    return rank, alpha
+
+
+def warn_of_patterns(given: Mapping[str, Any], names: list[str]) -> None:
+    """A line for every pattern that no layer has."""
+    for argument in PATTERN_ARGUMENTS:
+        for expression in without_layers(given.get(argument, ()), names):
+            logger.warning("--network_args: %s: no layer's name matches %r", argument, expression)
 
 
 def network_of_file(
@@ -81,6 +108,8 @@ def network_of_file(
 
     def adapter_of(target: AdapterTarget) -> Adapter | None:
         layer = layers.get(target.name, {})
+        if "w_norm" in layer:
+            return NormAdapter(target)
         try:
             return make(target, layer) if rank_of(layer) is not None else None
         except UserError as error:
@@ -119,4 +148,5 @@ def learning_rate_rules(given: Mapping[str, Any], block_weights: list[float] | N
         "textencoder": given.get("loraplus_text_encoder_lr_ratio", general),
         "unet": given.get("loraplus_unet_lr_ratio", general),
     }
-    return LearningRateRules({name: ratio for name, ratio in ratios.items() if ratio is not None}, block_weights)
+    ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+    return LearningRateRules(ratios, block_weights, given.get("network_reg_lrs", ()))

@@ -6,6 +6,7 @@ from networks.base import AdapterNetwork
 from networks.dora_arguments import check_arguments as check_arguments
 from networks.dora_arguments import needs_base_weights as needs_base_weights
 from networks.dora_arguments import wants_convolutions as wants_convolutions
+from networks.dora_arguments import wants_norms as wants_norms
 from networks.dora_arguments import with_dora
 
 

@@ -2,6 +2,8 @@
 
 from networks import lora_arguments
 
+ARGUMENTS = lora_arguments.ARGUMENTS
+
 
 def with_dora(network_args: dict[str, str]) -> dict[str, str]:
     """The same for networks.lora."""
@@ -16,6 +18,7 @@ def check_arguments(network_args: dict[str, str]) -> None:
 check_ranks = lora_arguments.check_ranks
 other_ranks = lora_arguments.other_ranks
 wants_convolutions = lora_arguments.wants_convolutions
+wants_norms = lora_arguments.wants_norms
 
 
 def needs_base_weights(network_args: dict[str, str]) -> bool:

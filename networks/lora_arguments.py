@@ -4,12 +4,18 @@ import logging
 from typing import Any
 
 from library.errors import UserError
-from networks import blocks
-from networks.arguments import read_arguments, truth
+from library.options.groups import NetworkOptions
+from networks import blocks, patterns
+from networks.arguments import one_of, read_arguments, truth
 
 logger = logging.getLogger(__name__)
 
 DORA_ARGUMENTS = {"dora": truth, "wd_on_output": truth}  # the second as LyCORIS calls it
+LORA_PLUS_ARGUMENTS = {
+    "loraplus_lr_ratio": float,
+    "loraplus_unet_lr_ratio": float,
+    "loraplus_text_encoder_lr_ratio": float,
+}
 RANKS_AND_DROPOUTS = {
     "conv_dim": int,
     "conv_alpha": float,
@@ -17,17 +23,19 @@ RANKS_AND_DROPOUTS = {
     "rank_dropout": float,
     "module_dropout": float,
 }
+SHARED_ARGUMENTS = {**blocks.ARGUMENTS, **patterns.ARGUMENTS, **RANKS_AND_DROPOUTS, "rslora": truth}  # with LoRA-FA
 ARGUMENTS = {
-    **blocks.ARGUMENTS,
-    **RANKS_AND_DROPOUTS,
+    **SHARED_ARGUMENTS,
     **DORA_ARGUMENTS,
-    "loraplus_lr_ratio": float,
-    "loraplus_unet_lr_ratio": float,
-    "loraplus_text_encoder_lr_ratio": float,
+    **LORA_PLUS_ARGUMENTS,
+    "init": one_of("kaiming", "orthogonal", "pissa"),
+    "train_norm": truth,
+    "train_bias": truth,
 }
 Shapes = dict[str, tuple[int, ...] | None]  # of weights by their names
 DEFAULT_RANK = 4
-RANK_ARGUMENTS = ("conv_dim", "conv_alpha", *blocks.RANK_ARGUMENTS)  # what a file knows by itself
+RANK_ARGUMENTS = ("conv_dim", "conv_alpha", *blocks.RANK_ARGUMENTS, *patterns.RANK_ARGUMENTS)
+OF_FILE = (*RANK_ARGUMENTS, *DORA_ARGUMENTS, "rslora", "init", "train_norm", "train_bias")  # what a file knows itself
 
 
 def read(network_args: dict[str, str]) -> dict[str, Any]:
@@ -39,7 +47,11 @@ def check_arguments(network_args: dict[str, str]) -> None:
     """UserError where `--network_args` has something that is not for LoRA."""
     given = read(network_args)
     check_together(given, {"wd_on_output": ("dora",)})
-    if given.get("dora") and given.get("wd_on_output"):
+    if not given.get("dora"):
+        return
+    if others := [name for name in ("init", "train_bias") if given.get(name)]:
+        raise UserError(f"--network_args: {' and '.join(others)}: not with dora=True; leave out one of the two")
+    if given.get("wd_on_output"):
         logger.warning(
             "--network_args: wd_on_output=True: ComfyUI applies such files a few percent off, and the Stable Diffusion "
             "WebUI far off; without it both apply them exactly"
@@ -62,9 +74,26 @@ def check_together(given: dict[str, Any], more: dict[str, tuple[str, ...]]) -> N
         raise UserError(*problems)
 
 
+def check_options(options: NetworkOptions, network_args: dict[str, str]) -> None:
+    """UserError where other options do not go with the arguments."""
+    if read(network_args).get("init") != "pissa" or options.dim_from_weights:
+        return
+    problems = []
+    if options.scale_weight_norms:
+        problems.append("--scale_weight_norms: not with --network_args init=pissa, whose change is no product of two")
+    if options.network_weights:
+        problems.append(
+            "--network_weights: not with --network_args init=pissa, whose files are plain LoRA of twice the rank; "
+            "give --dim_from_weights to train on from one"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
 def needs_base_weights(network_args: dict[str, str]) -> bool:
     """Whether a new network begins with what it finds in the base model."""
-    return read(network_args).get("dora", False)
+    given = read(network_args)
+    return given.get("dora", False) or given.get("init") == "pissa"
 
 
 def check_ranks(weights: Shapes, path: str, network_dim: int | None, network_args: dict[str, str]) -> None:
@@ -75,8 +104,13 @@ def check_ranks(weights: Shapes, path: str, network_dim: int | None, network_arg
 
 def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str, str]) -> str:
     """What to say of weights of another rank than the network is to have: "rank 8, but ...; give ..."."""
-    if "block_dims" in read(network_args):
+    if {"block_dims", "network_reg_dims"} & read(network_args).keys():
         return ""
+    return another_rank(weights, network_dim, "block_dims")
+
+
+def another_rank(weights: Shapes, network_dim: int | None, remedy: str) -> str:
+    """The same where one rank is for all layers; `remedy` is for files with several."""
     ranks = sorted(
         {
             shape[0]
@@ -89,8 +123,13 @@ def other_ranks(weights: Shapes, network_dim: int | None, network_args: dict[str
         return ""
     found = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
     here = f"--network_dim is {rank}" if network_dim else f"--network_dim is {rank} where it is not given"
-    remedy = f"--network_dim {ranks[0]}" if len(ranks) == 1 else "block_dims"
+    remedy = f"--network_dim {ranks[0]}" if len(ranks) == 1 else remedy
     return f"{found}, but {here}; give {remedy}"
+
+
+def wants_norms(network_args: dict[str, str]) -> bool:
+    """Whether the norms of the U-Net are to be trained too."""
+    return read(network_args).get("train_norm", False)
 
 
 def wants_convolutions(network_args: dict[str, str]) -> bool:

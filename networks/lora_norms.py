@@ -4,36 +4,34 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Lora(Protocol):
     """What is asked here of a LoRA adapter."""
 
-    rank: int
-    lora_down: nn.Module
-    lora_up: nn.Module
-    alpha: Tensor
+    scale: float
+
+    def matrices(self) -> tuple[Tensor, Tensor]: ...  # A and B
 
 
 def norms_of(adapters: Sequence[Lora]) -> Tensor:
-    """The Frobenius norms of changes (alpha / rank) B A, [adapters], on their device and without waiting for it."""
+    """The Frobenius norms of changes s B A, [adapters], on their device and without waiting for it."""
+    pairs = [tuple(matrix.flatten(1).float() for matrix in adapter.matrices()) for adapter in adapters]
     places: dict[int, list[int]] = {}
-    for place, adapter in enumerate(adapters):
-        places.setdefault(adapter.rank, []).append(place)
-    of_each = {}
+    for place, (down, _) in enumerate(pairs):
+        places.setdefault(len(down), []).append(place)
+    norms: dict[int, Tensor] = {}
     for rank, group in places.items():
-        of_each |= dict(zip(group, _of_rank([adapters[place] for place in group], rank).unbind(), strict=True))
-    return torch.stack([of_each[place] for place in range(len(adapters))])
+        norms |= zip(group, _of_rank([pairs[place] for place in group], rank).unbind(), strict=True)
+    return torch.stack([norms[place] * abs(adapter.scale) for place, adapter in enumerate(adapters)])
 
 
-def _of_rank(adapters: Sequence[Lora], rank: int) -> Tensor:
-    """Those of one rank, from matrices as small as it is: |B A|^2 = tr(B^T B A A^T)."""
-    of_down, of_up = torch.empty(2, len(adapters), rank, rank, device=adapters[0].lora_down.weight.device)
-    for adapter, down_square, up_square in zip(adapters, of_down, of_up, strict=True):
-        down, up = adapter.lora_down.weight.flatten(1).float(), adapter.lora_up.weight.flatten(1).float()
+def _of_rank(pairs: Sequence[tuple[Tensor, Tensor]], rank: int) -> Tensor:
+    """|B A| of pairs A, B of one rank, from matrices as small as it is: |B A|^2 = tr(B^T B A A^T)."""
+    of_down, of_up = torch.empty(2, len(pairs), rank, rank, device=pairs[0][0].device)
+    for (down, up), down_square, up_square in zip(pairs, of_down, of_up, strict=True):
         torch.mm(down, down.T, out=down_square)
         torch.mm(up.T, up, out=up_square)
     squares = (of_down * of_up).sum(dim=(1, 2))  # both are symmetric
-    alphas = torch.stack([adapter.alpha for adapter in adapters]).float()
-    return squares.clamp(min=0).sqrt() * (alphas / rank).abs()
+    return squares.clamp(min=0).sqrt()

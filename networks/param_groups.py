@@ -6,12 +6,15 @@ from typing import Protocol
 
 from torch import nn
 
+from networks.patterns import Pattern, matching
+
 TEXT_ENCODERS = ("te", "te1", "te2")
 
 
 class Trained(Protocol):
     """What an adapter tells of itself here."""
 
+    name: str
     part: str
     block: int | None
 
@@ -26,6 +29,7 @@ class LearningRateRules:
 
     loraplus_ratios: dict[str, float] = field(default_factory=dict)  # by "textencoder" and "unet"
     block_weights: Sequence[float] | None = None  # factors on the U-Net's rate, by block
+    pattern_rates: Sequence[Pattern] = ()  # rates of layers by their names; they go before those of parts and blocks
 
 
 def param_groups(
@@ -35,8 +39,8 @@ def param_groups(
 
     The rate of the text encoders is one for all of them, or one for each.
     """
+    groups, adapters = groups_of_patterns(adapters, rules)
     unet = [adapter for adapter in adapters if adapter.part == "unet"]
-    groups = []
     for name, members, lr in by_text_encoder(adapters, text_encoder_lr):
         groups += with_plus(name, members, lr, rules.loraplus_ratios.get("textencoder"))
     for block, members in by_block(unet, rules).items():
@@ -44,6 +48,22 @@ def param_groups(
         weight = 1.0 if block is None else rules.block_weights[block]
         groups += with_plus(name, members, unet_lr * weight, rules.loraplus_ratios.get("unet"))
     return groups
+
+
+def groups_of_patterns(adapters: Sequence[Trained], rules: LearningRateRules) -> tuple[list[dict], list[Trained]]:
+    """Groups of the adapters that have rates by their names, and the adapters that have none."""
+    members: dict[tuple[str, str, float], list[Trained]] = {}
+    others = []
+    for adapter in adapters:
+        if pattern := matching(rules.pattern_rates, adapter.name):
+            part = "unet" if adapter.part == "unet" else "textencoder"
+            members.setdefault((part, pattern.expression.pattern, pattern.value), []).append(adapter)
+        else:
+            others.append(adapter)
+    groups = []
+    for (part, expression, rate), found in members.items():
+        groups += with_plus(f"{part} {expression}", found, rate, rules.loraplus_ratios.get(part))
+    return groups, others
 
 
 def by_text_encoder(

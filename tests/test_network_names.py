@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.families.sd import sd_adapter_targets
 from library.families.sdxl import sdxl_adapter_targets
-from networks import lora
+from networks import dylora, lora, lora_fa, oft
 from tools.make_random_checkpoint import random_models
 
 KEYS = Path(__file__).parent / "data" / "keys"
@@ -52,6 +53,41 @@ def test_lora_keys_equal_kohyas_in_order(name):
         network = lora.create_network(targets, 4, 1, **arguments)
     written = [(key, list(value.shape)) for key, value in network.state_dict().items()]
     assert written == list(golden(name).items())
+
+
+OTHERS = {
+    "lora_fa_sd15": (lora_fa, {}),
+    "lora_fa_sd15_conv": (lora_fa, {"conv_dim": "4"}),
+    "lora_fa_sdxl": (lora_fa, {}),
+    "dylora_sd15": (dylora, {}),
+    "oft_sd15": (oft, {}),
+    "oft_sd15_all_linear": (oft, {"enable_all_linear": "True"}),
+    "oft_sd15_conv": (oft, {"enable_conv": "True"}),
+    "oft_sdxl": (oft, {}),
+}
+
+
+def written_keys(algorithm: ModuleType, arguments: dict[str, str], is_sdxl: bool) -> list[tuple[str, list[int]]]:
+    """Names and shapes of the file of a network on a model of full size."""
+    conv = algorithm.wants_convolutions(arguments)
+    if is_sdxl:
+        targets = list(sdxl_adapter_targets(*full_size_sdxl(), conv))
+    else:
+        targets = list(sd_adapter_targets(*full_size(*SD1), conv))
+    with torch.device("meta"):
+        network = algorithm.create_network(targets, 4, 1, **arguments)
+    return [(key, list(value.shape)) for key, value in network.state_dict().items()]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_keys_of_other_networks_equal_kohyas_in_order(name):
+    assert written_keys(*OTHERS[name], name.endswith("sdxl")) == list(golden(name).items())
+
+
+def test_dylora_of_sdxl_has_the_names_of_both_text_encoders_which_kohyas_gives_one_name():
+    written, theirs = written_keys(dylora, {}, True), golden("dylora_sdxl")
+    assert written == list(golden("sdxl_default").items())
+    assert [pair for pair in written if "_unet_" in pair[0]] == [p for p in theirs.items() if "_unet_" in p[0]]
 
 
 def full_size_sdxl() -> tuple[tuple[torch.nn.Module, ...], UNet2DConditionModel]:

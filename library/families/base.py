@@ -98,8 +98,8 @@ class ModelFamily(Protocol):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds) -> Tensor: ...
 
-    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
-        """The layers to adapt, which may still be without their weights, on the meta device."""
+    def adapter_targets(self, conv: bool, norms: bool = False) -> Iterator[AdapterTarget]:
+        """The layers to adapt, which may still be without their weights, on the meta device; norms are the U-Net's."""
         ...
 
     def keep_weights(self) -> None:

@@ -54,6 +54,15 @@ def layers_inside(model: nn.Module, class_names: tuple[str, ...]) -> Iterator[tu
             yield f"{parent_path}.{name}", layer
 
 
+def unet_norms(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The norms of a U-Net's transformers and residual blocks by their paths."""
+    classes = UNET_CLASSES + UNET_CONV_CLASSES
+    inside = [f"{path}." for path, module in unet.named_modules() if type(module).__name__ in classes]
+    for path, module in unet.named_modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and path.startswith(tuple(inside)):
+            yield path, module
+
+
 def shared_input(path: str) -> str | None:
     """A name for what a layer reads that reads it together with others: queries, keys and values do in attention."""
     match = re.fullmatch(r"(.+\.(?:attn1\.to_[qkv]|attn2\.to_[kv]|self_attn\.[qkv]_proj))", path)

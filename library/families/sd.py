@@ -23,6 +23,7 @@ from library.families.modules import (
     shared_input,
     text_layers,
     unet_layers,
+    unet_norms,
 )
 from library.families.text_memory import TextMemory
 from library.families.vae import Vae
@@ -128,8 +129,8 @@ class Sd:
     def predict(self, noisy: Tensor, timesteps: Tensor, conds: Conds) -> Tensor:
         return self.unet(noisy.to(self.dtype), timesteps, conds["hidden"].to(self.dtype), return_dict=False)[0]
 
-    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
-        return sd_adapter_targets(self.parts.text_encoders[0].layers, self.parts.unet.layers, conv)
+    def adapter_targets(self, conv: bool, norms: bool = False) -> Iterator[AdapterTarget]:
+        return sd_adapter_targets(self.parts.text_encoders[0].layers, self.parts.unet.layers, conv, norms)
 
     def keep_weights(self) -> None:
         self.parts.keep_weights(Target(self.dtype, self.device))
@@ -151,13 +152,17 @@ class Sd:
         }
 
 
-def sd_adapter_targets(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, conv: bool) -> Iterator[AdapterTarget]:
-    """The layers that kohya's networks adapt, under its names and in its order: text encoder, then U-Net."""
+def sd_adapter_targets(
+    text_encoder: CLIPTextModel, unet: UNet2DConditionModel, conv: bool, norms: bool = False
+) -> Iterator[AdapterTarget]:
+    """The layers that kohya's networks adapt, under its names and in its order: text encoder, U-Net; then norms."""
     for path, layer in text_layers(text_encoder):
         yield AdapterTarget(f"lora_te_{path}".replace(".", "_"), layer, "te", input=shared_input(path))
     for path, layer in unet_layers(unet, conv):
         name, block = f"lora_unet_{path}".replace(".", "_"), unet_block(path)
         yield AdapterTarget(name, layer, "unet", block, SD_BLOCKS, input=shared_input(path))
+    for path, norm in unet_norms(unet) if norms else ():
+        yield AdapterTarget(f"lora_unet_{path}".replace(".", "_"), norm, "unet", unet_block(path), SD_BLOCKS)
 
 
 def kohya_views(text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> tuple[nn.Module, nn.Module]:

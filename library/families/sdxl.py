@@ -23,6 +23,7 @@ from library.families.modules import (
     shared_input,
     text_layers,
     unet_layers,
+    unet_norms,
 )
 from library.families.text_memory import TextMemory
 from library.families.vae import Vae
@@ -133,9 +134,9 @@ class Sdxl:
         added = {"text_embeds": pooled, "time_ids": sizes}
         return self.unet(noisy, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
 
-    def adapter_targets(self, conv: bool) -> Iterator[AdapterTarget]:
+    def adapter_targets(self, conv: bool, norms: bool = False) -> Iterator[AdapterTarget]:
         text_encoders = [part.layers for part in self.parts.text_encoders]
-        return sdxl_adapter_targets(text_encoders, self.parts.unet.layers, conv)
+        return sdxl_adapter_targets(text_encoders, self.parts.unet.layers, conv, norms)
 
     def keep_weights(self) -> None:
         self.parts.keep_weights(Target(self.dtype, self.device))
@@ -169,7 +170,7 @@ def whole_pictures(noisy: Tensor) -> Tensor:
 
 
 def sdxl_adapter_targets(
-    text_encoders: Sequence[nn.Module], unet: UNet2DConditionModel, conv: bool
+    text_encoders: Sequence[nn.Module], unet: UNet2DConditionModel, conv: bool, norms: bool = False
 ) -> Iterator[AdapterTarget]:
     """The layers that kohya's networks adapt, under its names and in its order: text encoders, then U-Net.
 
@@ -185,6 +186,10 @@ def sdxl_adapter_targets(
         name, other = (f"lora_unet_{text}".replace(".", "_") for text in (path, diffusers_path))
         block = unet_position(path)[0]
         yield AdapterTarget(name, layer, "unet", block, BLOCKS, other_name=other, input=shared_input(path))
+    for diffusers_path, norm in unet_norms(unet) if norms else ():
+        path = ldm_path(diffusers_path)
+        name, other = (f"lora_unet_{text}".replace(".", "_") for text in (path, diffusers_path))
+        yield AdapterTarget(name, norm, "unet", unet_position(path)[0], BLOCKS, other_name=other)
 
 
 def unet_position(path: str) -> tuple[int, int]:

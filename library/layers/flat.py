@@ -33,7 +33,7 @@ class Sink:
 class GradientSink(Sink):
     """Where a layer's backward pass adds the gradients of its two matrices, past autograd: parts of the buffers."""
 
-    down: Tensor
+    down: Tensor | None  # none where that matrix is frozen
     up: Tensor
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from library.errors import UserError
 
 DEFAULT_NETWORK = "networks.lora"
+DRAWING_NETWORKS = ("networks.dylora",)  # that draw random numbers in every forward pass
 MAX_SIDE = 16384  # pixels
 PROMPT_SUFFIXES = (".txt", ".toml", ".json")
 
@@ -70,7 +71,8 @@ def has_dropout(options: Any) -> bool:
     """Whether the network draws random numbers in a forward pass, as far as its arguments tell."""
     names = ("dropout", "rank_dropout", "module_dropout")
     given = network_arguments(options)
-    return bool(options.network_dropout) or any(given.get(name, "0") not in ("0", "0.0", "None") for name in names)
+    draws = options.network_dropout or network_module(options) in DRAWING_NETWORKS
+    return bool(draws) or any(given.get(name, "0") not in ("0", "0.0", "None") for name in names)
 
 
 def network_module(options: Any) -> str:

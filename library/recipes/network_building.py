@@ -75,7 +75,9 @@ def new_network(
     """The network of the ranks that are given."""
     if hasattr(algorithm, "needs_base_weights") and algorithm.needs_base_weights(arguments):
         family.keep_weights()
-    targets = wanted_targets(family.adapter_targets(conv=algorithm.wants_convolutions(arguments)), options)
+    norms = hasattr(algorithm, "wants_norms") and algorithm.wants_norms(arguments)
+    all_targets = family.adapter_targets(algorithm.wants_convolutions(arguments), norms)
+    targets = wanted_targets(all_targets, options)
     network = algorithm.create_network(
         targets, options.network_dim, options.network_alpha, options.network_dropout, **arguments
     )
@@ -90,7 +92,7 @@ def network_of_file(
     """The network whose layers, ranks and alphas are those of --network_weights."""
     if not hasattr(algorithm, "create_network_from_weights"):
         raise UserError(f"--dim_from_weights is not for --network_module {options.network_module}")
-    targets = wanted_targets(family.adapter_targets(conv=True), options)
+    targets = wanted_targets(family.adapter_targets(True, norms=hasattr(algorithm, "wants_norms")), options)
     path = Path(options.network_weights)
     network = algorithm.create_network_from_weights(targets, path, options.network_dropout, **arguments)
     logger.info("%d layers, their ranks and alphas are those of %s", len(network.adapters()), path)
@@ -102,7 +104,8 @@ def merge_base_weights(algorithm: ModuleType, family: ModelFamily, options: Netw
     paths = options.base_weights or []
     for path, multiplier in zip_longest(paths, options.base_weights_multiplier or [], fillvalue=1.0):
         with naming_flag("base_weights", path):
-            network = algorithm.create_network_from_weights(list(family.adapter_targets(conv=True)), Path(path))
+            targets = list(family.adapter_targets(conv=True, norms=hasattr(algorithm, "wants_norms")))
+            network = algorithm.create_network_from_weights(targets, Path(path))
         network.to(family.device, torch.float32).merge(multiplier)
         logger.info("merged into the base model: %d layers of %s, times %g", len(network.adapters()), path, multiplier)
 

@@ -177,16 +177,15 @@ def check_state(options: TrainNetworkOptions, folder: Path) -> None:
 
 def layer_problems(options: TrainNetworkOptions, shapes: Shapes, module: str) -> list[str]:
     """What differs between the layers and ranks of a state and those that the options ask for."""
-    problems = part_problems(options, shapes)
-    if importlib.util.find_spec(f"{module}_arguments"):
-        problems += rank_problems(options, shapes, importlib.import_module(f"{module}_arguments"))
-    return problems
+    rules = importlib.import_module(f"{module}_arguments") if importlib.util.find_spec(f"{module}_arguments") else None
+    problems = part_problems(options, shapes, rules)
+    return problems + rank_problems(options, shapes, rules) if rules else problems
 
 
-def part_problems(options: TrainNetworkOptions, shapes: Shapes) -> list[str]:
-    """The same of the parts of the model that they are in."""
+def part_problems(options: TrainNetworkOptions, shapes: Shapes, rules: ModuleType | None) -> list[str]:
+    """The same of the parts of the model that they are in; the network's module may name them otherwise."""
     layers, problems = {name.partition(".")[0] for name in shapes}, []
-    for prefix, (part, without) in PARTS.items():
+    for prefix, (part, without) in getattr(rules, "PARTS", PARTS).items():
         count = sum(layer.startswith(prefix) for layer in layers)
         if count and getattr(options, without):
             problems.append(f"it has {counted(count, 'layer')} of the {part}, and --{without} leaves these out")

@@ -1,0 +1,76 @@
+"""Every network of our own, and every way in which LoRA begins, through the whole script."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from library.errors import UserError
+from tests import tiny
+from tests.results import weights_equal
+from train_network import train
+
+RUNS = {
+    "lora_fa": dict(network_module="networks.lora_fa", network_args=["conv_dim=2", "rank_dropout=0.1"]),
+    "dylora": dict(
+        network_module="networks.dylora", network_args=["conv_dim=4", "unit=2"], gradient_checkpointing=True
+    ),
+    "oft": dict(network_module="networks.oft", network_args=["enable_conv=True"]),
+    "oft of lycoris": dict(
+        network_module="networks.oft", network_alpha=1e-4, network_args=["names=lycoris", "enable_all_linear=True"]
+    ),
+    "pissa": dict(network_args=["init=pissa", "conv_dim=2"]),
+    "norms and biases": dict(network_args=["init=orthogonal", "rslora=True", "train_norm=True", "train_bias=True"]),
+    "by name": dict(network_args=["network_reg_dims=attn2=2,ff=0", "network_reg_lrs=attn2=0.01"]),
+}
+
+
+@pytest.mark.parametrize("name", ["lora_fa", "dylora", "oft of lycoris", "pissa", "norms and biases"])
+def test_a_resumed_run_of_every_network_ends_in_the_same_bits(name, tiny_folder, pictures, tmp_path):
+    common = dict(max_train_epochs=2, save_every_n_steps=3, learning_rate=0.01) | RUNS[name]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(tiny.arguments(tiny_folder, pictures, whole, save_state=True, **common))
+    state = whole / "lora-step00000003-state"
+    train(tiny.arguments(tiny_folder, pictures, resumed, resume=state, **common))
+    assert weights_equal(whole / "lora.safetensors", resumed / "lora.safetensors")
+    assert not weights_equal(whole / "lora.safetensors", whole / "lora-step00000003.safetensors")
+
+
+@pytest.mark.parametrize("name", ["lora_fa", "dylora", "oft", "norms and biases", "by name"])
+def test_every_network_of_sdxl_goes_on_from_its_file_alone(name, tiny_sdxl_file, pictures, tmp_path):
+    options = RUNS[name]
+    train(tiny.arguments(tiny_sdxl_file, pictures, tmp_path / "first", learning_rate=0.01, **options))
+    first = tmp_path / "first" / "lora.safetensors"
+    train(
+        tiny.arguments(
+            tiny_sdxl_file, pictures, tmp_path / "second", network_dim=None, network_weights=first,
+            dim_from_weights=True, learning_rate=1e-30, network_module=options.get("network_module"),
+        )
+    )  # fmt: skip
+    before, after = load_file(first), load_file(tmp_path / "second" / "lora.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[key].float(), after[key].float(), atol=1e-6) for key in before)
+
+
+MISTAKES = {
+    "networks.oft has no dropout": dict(network_module="networks.oft", network_dropout=0.1),
+    "networks.oft turns weights": dict(network_module="networks.oft", scale_weight_norms=1.0),
+    "unit=3 must divide --network_dim, which is 4": dict(network_module="networks.dylora", network_args=["unit=3"]),
+    "conv_dim=8 must be --network_dim, 4": dict(network_module="networks.dylora", network_args=["conv_dim=8"]),
+    "init must be kaiming or orthogonal or pissa, got 'svd'": dict(network_args=["init=svd"]),
+    "enable_conv must be True or False, got 'maybe'": dict(
+        network_module="networks.oft", network_args=["enable_conv=maybe"]
+    ),
+    "network_reg_dims must be expression=rank, several separated by commas": dict(
+        network_args=["network_reg_dims=attn2"]
+    ),
+    "--scale_weight_norms: not with --network_args init=pissa": dict(
+        network_args=["init=pissa"], scale_weight_norms=1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", MISTAKES)
+def test_what_a_network_cannot_take_is_said_before_the_model_is_loaded(sentence, tiny_file, pictures, tmp_path):
+    with pytest.raises(UserError) as raised:
+        train(tiny.arguments(tiny_file, pictures, tmp_path / "out", **MISTAKES[sentence]))
+    assert sentence in str(raised.value)
