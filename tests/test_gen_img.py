@@ -16,9 +16,11 @@ from library.generating.dynamic_prompts import Wildcards, variants_of
 from library.generating.options import DrawOptions
 from library.generating.requests import PictureRequest, Requests, parse_line, prompt_lines, usual_request
 from library.options.groups import ModelOptions
+from networks import lora, merge_lora
 from tests import tiny
 from train_network import train
 
+ROOT = Path(__file__).parents[1]
 DDIM = "a cat --n (blurry:1.2) --w 64 --h 64 --s 3 --l 4 --d 7"
 EULER_A = "a dog, 狗 --w 64 --h 128 --s 3 --d 8 --ss euler_a"
 
@@ -64,6 +66,26 @@ def test_networks_add_up_and_may_be_merged(trained, tiny_file, tmp_path):
         np.abs(pixels(path).astype(int) - pixels(whole)).max() for path in (both, merged, one_merged, of_line)
     ]
     assert max(differences) <= 1, differences
+
+
+def test_a_checkpoint_with_the_network_merged_draws_what_the_network_draws(tmp_path):
+    """On the embedded base, whose pictures show something."""
+    base, file, merged = ROOT / "assets/demo_base", tmp_path / "lora.safetensors", tmp_path / "merged 模型"
+    torch.manual_seed(0)
+    family = tiny.load_family(ModelOptions(pretrained_model_name_or_path=str(base)))
+    network = lora.create_network(list(family.adapter_targets(conv=True)), 4, 4, conv_dim="2")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    network.save_weights(file, None, None)
+    merge_lora.main(["--sd_model", str(base), "--models", str(file), "--ratios", "0.75", "--save_to", str(merged)])
+    line = "a red heart on a white background --w 128 --h 128 --s 4 --d 7"
+    (applied,) = draw(base, tmp_path, "--network_weights", file, "--network_mul", 0.75, "--prompt", line)
+    (of_merged,) = draw(merged, tmp_path, "--prompt", line)
+    (plain,) = draw(base, tmp_path, "--prompt", line)
+    to_merged, to_plain = (np.abs(pixels(applied).astype(int) - pixels(path)) for path in (of_merged, plain))
+    assert to_merged.max() <= 1
+    assert to_plain.mean() > 2
 
 
 def test_names_and_texts_are_kohyas(tiny_file, tmp_path):
