@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from library.errors import UserError, quoted_list
 from library.families.base import AdapterTarget
 from library.layers.flat import FlatWeights, GradientSink, flat_weights
-from library.layers.frozen import is_adapted
+from library.layers.frozen import is_adapted, make_plain
 from library.network_files import read_weights, write_weights
 from networks.param_groups import LearningRateRules, param_groups
 
@@ -100,7 +100,8 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def merge(self, multiplier: float = 1.0) -> None:
-        """Add the change to the base layer's weight."""
+        """Add the change to the base layer's weight, which is no longer in fewer bits then: it would be rounded away."""
+        make_plain(self.base)
         weight = self.base.weight
         weight.copy_(weight.float() + multiplier * self.delta_weight().to(weight.device, torch.float32))
 

@@ -567,8 +567,8 @@ class PrecisionOptions(OptionGroup):
     fp8_base_unet: bool = option(False, "as --fp8_base, but not the text encoders")
     base_quantization: str | None = option(
         None,
-        "what the frozen U-Net's products of matrices are computed in; rounds, and is meant for GPUs",
-        choices=("int8",),
+        "how the frozen U-Net is rounded: int8 multiplies in 8 bits, nf4 stores it in 4 bits (QLoRA); for GPUs",
+        choices=("int8", "nf4"),
     )
     gradient_checkpointing: bool = option(False, "save memory by computing parts of the forward pass twice")
     cpu_offload_checkpointing: bool = option(
@@ -595,8 +595,8 @@ class PrecisionOptions(OptionGroup):
             *conflict(self, "deterministic", "torch_compile", advice),
             *conflict(self, "blocks_to_swap", "torch_compile", "compiled code wants weights that stay"),
             *at_least(self, 0, "blocks_to_swap"),
-            *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in its own 8 bits a weight"),
-            *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in its own 8 bits a weight"),
+            *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in a way of its own"),
+            *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in a way of its own"),
             *(
                 f"--full_{name} needs --mixed_precision {name}, got {self.mixed_precision}"
                 for name in ("fp16", "bf16")

@@ -49,7 +49,7 @@ from library.training.precision import (
     checkpoint_function,
     choose_attention,
     full_dtype,
-    store_in_8_bits,
+    store_in_fewer_bits,
     weight_dtype,
 )
 from library.training.reports import TrainedPart, parts_table
@@ -192,7 +192,7 @@ def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -
     if options.base_weights or options.fp8_base or options.fp8_base_unet or options.base_quantization:
         family.keep_weights()
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
-    store_in_8_bits(family, options)
+    store_in_fewer_bits(family, options)
     return family
 
 
