@@ -100,7 +100,7 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def merge(self, multiplier: float = 1.0) -> None:
-        """Add the change to the base layer's weight, which is no longer in fewer bits then: it would be rounded away."""
+        """Add the change to the base layer's weight; in fewer bits, where it was, most of it would be rounded away."""
         make_plain(self.base)
         weight = self.base.weight
         weight.copy_(weight.float() + multiplier * self.delta_weight().to(weight.device, torch.float32))

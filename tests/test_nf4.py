@@ -127,3 +127,16 @@ def test_a_run_goes_on_where_it_stopped_and_merges_what_lies_below(tiny_file, pi
     whole, rest = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", "rest"))
     assert all(torch.equal(value, rest[name]) for name, value in whole.items())
     assert any(value.any() for name, value in whole.items() if "lora_up" in name)
+
+
+@pytest.mark.parametrize(
+    ("hold", "low", "high"), [(hold_in_int8, 0.009, 0.015), (hold_in_fp8, 0.024, 0.03), (hold_in_nf4, 0.085, 0.1)]
+)
+def test_the_error_of_a_wide_layer_is_as_documented(hold, low, high):
+    torch.manual_seed(0)
+    plain = nn.Linear(640, 1280).requires_grad_(False)
+    plain.weight.normal_(std=640**-0.5)
+    x = torch.randn(64, 640)
+    (layer,) = model = nn.Sequential(copy.deepcopy(plain).bfloat16())
+    hold(model)
+    assert low < (layer(x.bfloat16()) - plain(x)).norm() / plain(x).norm() < high

@@ -53,7 +53,7 @@ def can_be_held(layer: nn.Module) -> bool:
 
 
 class Packed(NamedTuple):
-    """A weight of n blocks in NF4. What is as large as the weight has two dimensions, as what --blocks_to_swap moves."""
+    """A weight of n blocks in NF4; matrices are what --blocks_to_swap moves."""
 
     stored: Tensor  # [n, 32] uint8; the first of two numbers in the upper four bits
     scales: Tensor  # [n / 256 rounded up, 256] int8, of the blocks, in steps from their mean
