@@ -52,6 +52,7 @@ SETTINGS = {  # options, and the batch (of 16, 8 an epoch) that is computed when
     "workers": (dict(UNCACHED, max_data_loader_n_workers=2, gradient_accumulation_steps=2), 9),
     "persistent": (dict(UNCACHED, max_data_loader_n_workers=2, persistent_data_loader_workers=True), 12),
     "bf16": (dict(mixed_precision="bf16", full_bf16=True, scale_weight_norms=0.01), 6),
+    "average": (dict(ema=True, ema_decay=0.9, save_every_n_epochs=1), 5),
     "U-Net alone": (dict(network_train_unet_only=True, train_batch_size=2, network_args=["conv_dim=2"]), 3),
 }
 
@@ -69,7 +70,7 @@ def of_optimizer(name: str) -> dict:
 
 OFTEN = ("AdamW8bit", "Prodigy", "AdamWScheduleFree")
 VARIANTS = SETTINGS | {name: (of_optimizer(name), 5) for name in OPTIMIZERS}
-SLOW = VARIANTS.keys() - OFTEN - {"epoch end", "accumulation", "workers", "dropouts"}
+SLOW = VARIANTS.keys() - OFTEN - {"epoch end", "accumulation", "workers", "dropouts", "average"}
 
 
 @contextmanager

@@ -535,6 +535,10 @@ class LoopOptions(OptionGroup):
     max_skipped_steps: int = option(
         10, "steps in a row that may be skipped because their loss is no number, before training ends"
     )
+    ema: bool = option(False, "save, sample and validate an exponential moving average of the network's weights")
+    ema_decay: float | None = option(
+        None, "share of the average that a step leaves, 0.999 when not given; less in the first steps"
+    )
     resume: str | None = option(
         None, "state folder to go on from; auto is the newest of this run, if there is one", flag_type="path"
     )
@@ -553,6 +557,8 @@ class LoopOptions(OptionGroup):
         ]
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             problems.append(f"--seed must be between 0 and {MAX_SEED}, got {self.seed}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            problems.append(f"--ema_decay must be at least 0 and less than 1, got {self.ema_decay}")
         return problems
 
 
@@ -713,7 +719,13 @@ class TrainNetworkOptions(
             *self._check_text_cache(),
             *self._check_resume(),
             *self._check_deterministic(),
+            *self._check_average(),
         ]
+
+    def _check_average(self) -> list[str]:
+        if self.ema and is_schedule_free(optimizer_name(self)):
+            return [f"--ema does not go with --optimizer_type {optimizer_name(self)}, which has an average of its own"]
+        return []
 
     def _check_deterministic(self) -> list[str]:
         if self.deterministic and self.seed is None and not self.resume:

@@ -48,6 +48,7 @@ ONLY_WITH = {
     "async_upload": "huggingface_repo_id",
     "cpu_offload_checkpointing": "gradient_checkpointing",
     "dynamo_backend": "torch_compile",
+    "ema_decay": "ema",
 }
 
 # option -> options of which one must be given for it to have an effect

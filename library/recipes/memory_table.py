@@ -86,6 +86,7 @@ def estimate(
         with LikeCuda(autocast):
             run_backward(loss)
     state = optimizer_bytes(options, parameters)
+    state += sum(4 * parameter.numel() for parameter in parameters) if options.ema else 0
     frozen = resident - held.before
     return MemoryEstimate(frozen, held.training + state, memory.peak - frozen - held.training, before)
 

@@ -142,6 +142,8 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     recipe = NetworkRecipe(
         family, network, optimizer, made.spec, made.groups, accelerator, options, metadata, checked.prompts, plan
     )
+    if resume:
+        recipe.more_state.restore(resume)
     if accelerator.is_main_process:
         metadata.hashes.start()
         pairs = zip(made.groups, optimizer.param_groups, strict=True)  # a state's rates go before the options'
