@@ -17,6 +17,7 @@ from library.families.base import AdapterTarget
 from library.layers.flat import FlatWeights, GradientSink, flat_weights
 from library.layers.frozen import is_adapted, make_plain
 from library.network_files import read_weights, write_weights
+from networks.hooks import TrainingHooks
 from networks.param_groups import LearningRateRules, param_groups
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class LimitedNorms:
         return {"max_norm/keys_scaled": num_scaled, "max_norm/max_key_norm": largest, "norm/avg_key_norm": mean}
 
 
-class AdapterNetwork(nn.Module):
+class AdapterNetwork(TrainingHooks, nn.Module):
     """Adapters on all targets of a model; each is a child under its name in the file."""
 
     file_is_state_dict = True  # so that whoever has a copy of it can write the file

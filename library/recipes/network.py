@@ -138,6 +138,7 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     with memory_for("loading the model", options):
         prepare_unet(family, network, options)  # last, when what was needed before has left the memory
 
+    network.training_begins(plan.max_train_steps, state.step)
     metadata = TrainingMetadata(options, family.metadata(), dataset, made.optimizer_name, made.spec, plan)
     recipe = NetworkRecipe(
         family, network, optimizer, made.spec, made.groups, accelerator, options, metadata, checked.prompts, plan

@@ -62,7 +62,8 @@ class NetworkRecipe:
         self.group_names = [group["name"] for group in groups]
         self.average = average_of(optimizer, network, options) if options.ema else None
         self.weights = TwoWeights(optimizer) if spec.schedule_free else self.average
-        self.more_state = MoreState(accelerator, {"an average of weights (--ema)": self.average} if options.ema else {})
+        averages = {"an average of weights (--ema)": self.average} if options.ema else {}
+        self.more_state = MoreState(accelerator, network.kept() | averages)
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.step_times = StepTimes()
         self.record: RunRecord | None = None  # of the main process
@@ -85,6 +86,7 @@ class NetworkRecipe:
         return rates
 
     def weights_updated(self, taken: Tensor | bool) -> None:
+        self.network.weights_updated(taken)
         if self.options.scale_weight_norms and taken is not False:
             self.limited_norms = self.network.limit_norms(self.options.scale_weight_norms, taken)
         if self.average:
