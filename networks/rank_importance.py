@@ -55,8 +55,7 @@ class RankImportance:
         """1 for the ranks that are among the `count` most important ones of all layers, else 0; by layer, [r]."""
         scores = self.scores()
         joined = torch.cat(scores)
-        marks = torch.zeros_like(joined)
-        marks[joined.topk(count).indices] = 1
+        marks = torch.zeros_like(joined).scatter_(0, joined.topk(count).indices, 1.0)
         return list(marks.split([len(score) for score in scores]))
 
     def state_dict(self) -> dict[str, Any]:

@@ -71,6 +71,15 @@ def test_importance_choice_and_schedule_are_pefts():
     assert len(network.file_weights()) == 9  # all layers have something left
 
 
+def test_a_step_that_was_skipped_counts_for_nothing():
+    network = network_on(layers())
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    network.weights_updated(False)
+    assert network.importance.step == 1
+    assert not any(value.any() for value in network.importance.sensitivities)
+
+
 def test_the_budget_falls_as_a_cube_and_stays_at_the_end():
     plan = Schedule(first=60, last=40, begin=10, end=50, every=5)
     assert [plan.budget(step) for step in (1, 10, 20, 30, 50, 70)] == [60, 60, 48, 42, 40, 40]

@@ -180,7 +180,10 @@ def as_bytes(weight: torch.nn.Parameter, optimizer) -> bytes:
 def step(weight, optimizer, accelerator, loss: torch.Tensor) -> bool:
     accelerator.backward(loss)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    return update(SeparateGradients([weight]), optimizer, schedule, accelerator, 1.0)
+    gradients = SeparateGradients([weight])
+    taken = update(gradients, optimizer, schedule, accelerator, 1.0)
+    gradients.clear()
+    return taken
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
