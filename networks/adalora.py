@@ -45,15 +45,16 @@ class AdaLoraAdapter(LoraAdapter):
         self.register_buffer("kept", torch.ones(first))  # 0 for ranks that are gone for good
         self.unit = 2.0 ** round(math.log2(len(self.lora_up.weight)) / 2)
 
-    def up_matrix(self) -> Tensor:
+    def matrices(self) -> tuple[Tensor, Tensor]:
         factors = self.lora_lambda * self.kept * self.unit
-        return self.lora_up.weight * factors.view(1, -1, *[1] * (self.lora_up.weight.ndim - 2))
+        up = self.lora_up.weight * factors.view(1, -1, *[1] * (self.lora_up.weight.ndim - 2))
+        return self.lora_down.weight, up
 
     def flat_parameters(self) -> list[nn.Parameter]:
         return []  # what is computed with is no parameter
 
     def norm(self) -> Tensor:
-        down, up = self.lora_down.weight.flatten(1).float(), self.up_matrix().flatten(1).float()
+        down, up = (matrix.flatten(1).float() for matrix in self.matrices())
         return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt() * abs(self.scale)
 
     def rescale(self, factor: Tensor) -> None:
@@ -64,9 +65,9 @@ class AdaLoraAdapter(LoraAdapter):
         (left,) = torch.nonzero(self.lora_lambda * self.kept, as_tuple=True)
         if not len(left):
             return {}
-        up = self.up_matrix().detach()[:, left]
+        down, up = (matrix.detach() for matrix in self.matrices())
         alpha = torch.tensor(self.scale * len(left))
-        return {"lora_down.weight": self.lora_down.weight.detach()[left], "lora_up.weight": up, "alpha": alpha}
+        return {"lora_down.weight": down[left], "lora_up.weight": up[:, left], "alpha": alpha}
 
     def take_file_weights(self, weights: dict[str, Tensor]) -> None:
         """Be the change of a plain LoRA; ranks that it lacks are 0 again.

@@ -79,9 +79,9 @@ class LoraAdapter(Adapter):
         self.flat: tuple[Tensor, Tensor, GradientSink] | None = None  # A, B and their gradients in shared buffers
         self.shared: SharedInput | None = None  # with the layers beside this one that read the same
 
-    def up_matrix(self) -> Tensor:
-        """B as it is computed with."""
-        return self.lora_up.weight
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return self.lora_down.weight, self.lora_up.weight
 
     def refresh(self) -> None:
         """Follow an alpha that was loaded from a file."""
@@ -94,7 +94,7 @@ class LoraAdapter(Adapter):
             return self.base_output(x)
         if self.shared and self.training:
             return self.shared.output(self, x)
-        down, up, sink = self.lora_down.weight, self.up_matrix(), None
+        (down, up), sink = self.matrices(), None
         if self.flat is not None and self.training:
             down, up, sink = self.flat
         mask_of = self._mask if self.training and (self.dropout or self.rank_dropout) else None
@@ -103,7 +103,7 @@ class LoraAdapter(Adapter):
         return LoraFunction.apply(x, self.lora_up.weight, down, up, self.base, scale, mask_of, sink)
 
     def delta(self, x: Tensor) -> Tensor:
-        down, up = self.lora_down.weight, self.up_matrix()
+        down, up = self.matrices()
         if not torch.is_autocast_enabled(x.device.type):
             down, up = down.to(x.dtype), up.to(x.dtype)
         hidden = hidden_of(x, down, self.base)
@@ -138,7 +138,7 @@ class LoraAdapter(Adapter):
         return sink
 
     def delta_weight(self) -> Tensor:
-        down, up = self.lora_down.weight, self.up_matrix()
+        down, up = self.matrices()
         product = up.flatten(1) @ down.flatten(1)
         return (product * self.scale).view(self.base.weight.shape)
 
