@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from library.errors import UserError, quoted_list
 from library.families.base import AdapterTarget
 from library.layers.flat import FlatWeights, Sink, flat_weights
-from library.layers.frozen import is_adapted
+from library.layers.frozen import is_adapted, make_plain
 from library.network_files import read_weights, write_weights
+from networks.hooks import TrainingHooks
 from networks.param_groups import LearningRateRules, param_groups
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def merge(self, multiplier: float = 1.0) -> None:
-        """Add the change to the base layer's weight."""
+        """Add the change to the base layer's weight; in fewer bits, where it was, most of it would be rounded away."""
+        make_plain(self.base)
         weight = self.base.weight
         weight.copy_(weight.float() + multiplier * self.delta_weight().to(weight.device, torch.float32))
 
@@ -126,7 +128,7 @@ class LimitedNorms:
         return {"max_norm/keys_scaled": num_scaled, "max_norm/max_key_norm": largest, "norm/avg_key_norm": mean}
 
 
-class AdapterNetwork(nn.Module):
+class AdapterNetwork(TrainingHooks, nn.Module):
     """Adapters on all targets of a model; each is a child under its name in the file."""
 
     file_is_state_dict = True  # so that whoever has a copy of it can write the file

@@ -31,6 +31,7 @@ from networks.external_arguments import (
     is_lycoris,
     warn_of_unused,
 )
+from networks.hooks import TrainingHooks
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class ReportedNorms:
         return dict(zip(names, (self.values() if values is None else values).tolist(), strict=True))
 
 
-class ExternalNetwork(nn.Module):
+class ExternalNetwork(TrainingHooks, nn.Module):
     """A network of another project behind the methods of `AdapterNetwork`."""
 
     file_is_state_dict = False  # only the network itself knows what its file has

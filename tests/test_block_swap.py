@@ -16,6 +16,7 @@ from library.families import row_of_kind
 from library.families.modules import checkpoint_gradients
 from library.layers.fp8 import hold_in_fp8
 from library.layers.int8 import hold_in_int8
+from library.layers.nf4 import hold_in_nf4
 from library.layers.swapped import Arrival, CudaMover, Mover, SwappedBlocks, blocks_of, largest_blocks, weights_of
 from library.recipes.memory_table import META, estimate
 from library.recipes.network import load_family
@@ -122,8 +123,8 @@ def test_passes_that_are_broken_off_and_passes_with_one_backward_pass_together()
     assert swapped.mover.peak <= 2 * max(block.num_bytes for block in swapped.blocks)
 
 
-@pytest.mark.parametrize("hold", [hold_in_fp8, hold_in_int8])
-def test_weights_in_8_bits_are_moved_as_they_are(hold):
+@pytest.mark.parametrize("hold", [hold_in_fp8, hold_in_int8, hold_in_nf4])
+def test_weights_in_fewer_bits_are_moved_as_they_are(hold):
     (plain, plain_network), (unet, network) = (unet_with_network("sd1", True) for _ in range(2))
     for model, its_network in ((plain, plain_network), (unet, network)):
         its_network.remove()
@@ -131,7 +132,7 @@ def test_weights_in_8_bits_are_moved_as_they_are(hold):
         its_network.apply_to()
     swapped = SwappedBlocks(unet, largest_blocks(unet, 20).values(), WatchedMover())
     dtypes = {weight.dtype for block in swapped.blocks for weight in block.weights}
-    assert dtypes & {torch.float8_e4m3fn, torch.int8}
+    assert dtypes & {torch.float8_e4m3fn, torch.int8, torch.uint8}
     assert all(map(torch.equal, gradients_of(unet, network, "sd1"), gradients_of(plain, plain_network, "sd1")))
 
 

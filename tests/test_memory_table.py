@@ -38,6 +38,7 @@ def test_each_saver_saves_and_all_of_them_most(tiny_sdxl_file, pictures, tmp_pat
         "--train_batch_size 1",
         "--fp8_base",
         "--cpu_offload_checkpointing",
+        "--base_quantization nf4",
     ]
     assert list(rows) == ["as it is", *names, "all of these"]
     assert max(map(len, lines)) <= 100

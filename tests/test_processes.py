@@ -123,7 +123,7 @@ EVERYTHING_RANDOM = dict(
     cache_latents=False, color_aug=True, flip_aug=True, random_crop=True, shuffle_caption=True,
     caption_dropout_rate=0.2, noise_offset=0.1, noise_offset_random_strength=True, adaptive_noise_scale=0.1,
     multires_noise_iterations=3, ip_noise_gamma=0.1, ip_noise_gamma_random_strength=True, min_snr_gamma=5,
-    lr_scheduler="cosine", lr_warmup_steps=2, max_train_epochs=3, gradient_accumulation_steps=2, **PLAIN,
+    lr_scheduler="cosine", lr_warmup_steps=2, max_train_epochs=3, gradient_accumulation_steps=2, ema=True, **PLAIN,
 )  # fmt: skip
 
 

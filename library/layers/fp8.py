@@ -3,10 +3,10 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.layers.frozen import FrozenLayer, conv2d_input_gradient
+from library.layers import converted
+from library.layers.converted import Converted
 
 STORED_DTYPE = torch.float8_e4m3fn  # arXiv:2209.05433: 4 significant bits, 2^-9 to 448
 SMALLEST_PEAK = 2.0**-20  # layers of smaller weights, such as zeros, are scaled no further
@@ -38,40 +38,22 @@ def scale_of(weight: Tensor) -> float:
     return 2.0 ** (1 - math.frexp(torch.finfo(STORED_DTYPE).max / peak)[1])
 
 
-class StoredInFp8(FrozenLayer):
-    """What the layers below share: `weight` is what they compute with, made anew at each use.
-
-    They are called as the layers that they stand for, since networks may look for these names.
-    """
+class StoredInFp8(Converted):
+    """How both kinds of layers are stored."""
 
     stored: Tensor
     scale: float
-    compute_dtype: torch.dtype
 
-    @property
-    def weight(self) -> Tensor:
-        return converted(self.stored, self.compute_dtype, self.scale)
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        return self.stored.to(dtype).mul_(self.scale)
 
 
-class Linear(StoredInFp8, nn.Linear):
-    def output(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-    def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
-        return gradient @ converted(self.stored, gradient.dtype, self.scale)
+class Linear(StoredInFp8, converted.Linear):
+    pass
 
 
-class Conv2d(StoredInFp8, nn.Conv2d):
-    def output(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight, self.bias)
-
-    def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
-        weight = converted(self.stored, gradient.dtype, self.scale)
-        return conv2d_input_gradient(self, weight, gradient, shape)
+class Conv2d(StoredInFp8, converted.Conv2d):
+    pass
 
 
 FP8_LAYERS = {nn.Linear: Linear, nn.Conv2d: Conv2d}
-
-
-def converted(stored: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
-    return stored.to(dtype).mul_(scale)

@@ -43,6 +43,16 @@ class Frozen(torch.autograd.Function):
         return ctx.layer.input_gradient(gradient, ctx.shape).to(ctx.dtype), None
 
 
+def make_plain(layer: nn.Module) -> None:
+    """Have a layer hold its weight as it computes with it, so that the weight can be changed."""
+    if "weight" not in layer._parameters:
+        weight = layer.weight
+        for name in layer._parameters.keys() - {"bias"}:
+            delattr(layer, name)
+        layer.__class__ = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
 def is_adapted(layer: nn.Module) -> bool:
     """Whether something, such as an adapter, stands in the layer's place."""
     return "forward" in vars(layer)

@@ -557,6 +557,10 @@ class LoopOptions(OptionGroup):
     max_skipped_steps: int = option(
         10, "steps in a row that may be skipped because their loss is no number, before training ends"
     )
+    ema: bool = option(False, "save, sample and validate an exponential moving average of the network's weights")
+    ema_decay: float | None = option(
+        None, "share of the average that a step leaves, 0.999 when not given; less in the first steps"
+    )
     resume: str | None = option(
         None, "state folder to go on from; auto is the newest of this run, if there is one", flag_type="path"
     )
@@ -575,6 +579,8 @@ class LoopOptions(OptionGroup):
         ]
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             problems.append(f"--seed must be between 0 and {MAX_SEED}, got {self.seed}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            problems.append(f"--ema_decay must be at least 0 and less than 1, got {self.ema_decay}")
         return problems
 
 
@@ -589,8 +595,8 @@ class PrecisionOptions(OptionGroup):
     fp8_base_unet: bool = option(False, "as --fp8_base, but not the text encoders")
     base_quantization: str | None = option(
         None,
-        "what the frozen U-Net's products of matrices are computed in; rounds, and is meant for GPUs",
-        choices=("int8",),
+        "how the frozen U-Net is rounded: int8 multiplies in 8 bits, nf4 stores it in 4 bits (QLoRA); for GPUs",
+        choices=("int8", "nf4"),
     )
     gradient_checkpointing: bool = option(False, "save memory by computing parts of the forward pass twice")
     cpu_offload_checkpointing: bool = option(
@@ -617,8 +623,8 @@ class PrecisionOptions(OptionGroup):
             *conflict(self, "deterministic", "torch_compile", advice),
             *conflict(self, "blocks_to_swap", "torch_compile", "compiled code wants weights that stay"),
             *at_least(self, 0, "blocks_to_swap"),
-            *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in its own 8 bits a weight"),
-            *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in its own 8 bits a weight"),
+            *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in a way of its own"),
+            *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in a way of its own"),
             *(
                 f"--full_{name} needs --mixed_precision {name}, got {self.mixed_precision}"
                 for name in ("fp16", "bf16")
@@ -735,7 +741,13 @@ class TrainNetworkOptions(
             *self._check_text_cache(),
             *self._check_resume(),
             *self._check_deterministic(),
+            *self._check_average(),
         ]
+
+    def _check_average(self) -> list[str]:
+        if self.ema and is_schedule_free(optimizer_name(self)):
+            return [f"--ema does not go with --optimizer_type {optimizer_name(self)}, which has an average of its own"]
+        return []
 
     def _check_deterministic(self) -> list[str]:
         if self.deterministic and self.seed is None and not self.resume:

@@ -49,6 +49,7 @@ ONLY_WITH = {
     "cpu_offload_checkpointing": "gradient_checkpointing",
     "dynamo_backend": "torch_compile",
     "latent_cache": "cache_latents_to_disk",
+    "ema_decay": "ema",
 }
 
 # option -> options of which one must be given for it to have an effect

@@ -121,6 +121,7 @@ def run_steps(
             accelerator.backward(loss)
             gradients.collect()
             update(gradients, optimizer, scheduler, accelerator, options.max_grad_norm)
+            gradients.clear()
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began

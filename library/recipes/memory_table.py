@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from library.families.base import Batch
@@ -85,7 +86,8 @@ def estimate(
         del conds, latents
         with LikeCuda(autocast):
             run_backward(loss)
-    state = optimizer_bytes(options, parameters)
+    state = optimizer_bytes(options, parameters) + kept_bytes(network)
+    state += sum(4 * parameter.numel() for parameter in parameters) if options.ema else 0
     frozen = resident - held.before
     return MemoryEstimate(frozen, held.training + state, memory.peak - frozen - held.training, before)
 
@@ -136,6 +138,13 @@ def optimizer_bytes(options: TrainNetworkOptions, parameters: list[nn.Parameter]
         optimizer.step()
         total += count * sum(value.nbytes for value in optimizer.state[real].values() if isinstance(value, Tensor))
     return total
+
+
+def kept_bytes(network: nn.Module) -> int:
+    """What the network keeps from step to step beside its weights, in a run that is long enough for its arguments."""
+    network.training_begins(num_steps=10**9, step=0)
+    values = tree_leaves([kept.state_dict() for kept in network.kept().values()])
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def savers_of(options: TrainNetworkOptions) -> dict[str, TrainNetworkOptions]:

@@ -50,7 +50,7 @@ from library.training.precision import (
     checkpoint_function,
     choose_attention,
     full_dtype,
-    store_in_8_bits,
+    store_in_fewer_bits,
     weight_dtype,
 )
 from library.training.reports import TrainedPart, parts_table
@@ -139,10 +139,13 @@ def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     with memory_for("loading the model", options):
         prepare_unet(family, network, options)  # last, when what was needed before has left the memory
 
+    network.training_begins(plan.max_train_steps, state.step)
     metadata = TrainingMetadata(options, family.metadata(), dataset, made.optimizer_name, made.spec, plan)
     recipe = NetworkRecipe(
         family, network, optimizer, made.spec, made.groups, accelerator, options, metadata, checked.prompts, plan
     )
+    if resume:
+        recipe.more_state.restore(resume)
     if accelerator.is_main_process:
         metadata.hashes.start()
         pairs = zip(made.groups, optimizer.param_groups, strict=True)  # a state's rates go before the options'
@@ -196,7 +199,7 @@ def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -
     if options.base_weights or options.fp8_base or options.fp8_base_unet or options.base_quantization:
         family.keep_weights()
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
-    store_in_8_bits(family, options)
+    store_in_fewer_bits(family, options)
     return family
 
 

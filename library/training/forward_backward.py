@@ -29,7 +29,10 @@ class ForwardBackward:
             self.captured = CapturedSteps(self._backward)
 
     def backward(self, batch: Batch, accumulation: int) -> Tensor:
-        """Add the gradients of the batch's loss over `accumulation`; returns the loss, a scalar."""
+        """Add the gradients of the batch's loss over `accumulation`, and of the network's penalty; returns the loss.
+
+        The penalty is no part of what is returned, so that losses of different networks compare.
+        """
         with self.accelerator.autocast():
             randomness = self.randomness.begin(batch.share)
             question = question_of(self.family, self.objective, batch, None, self.network_off, randomness)
@@ -37,6 +40,8 @@ class ForwardBackward:
         if share != 1:
             question = replace(question, weights=question.weights * share)
         loss = self.captured(question) if self.captured else self._backward(question)
+        if (penalty := self.network.penalty()) is not None:
+            self.accelerator.backward(penalty / accumulation)
         return loss * accumulation
 
     def _backward(self, question: Question) -> Tensor:

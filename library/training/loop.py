@@ -46,7 +46,9 @@ class Recipe(Protocol):
 
     def resting_mode(self) -> None: ...  # as the network is saved, sampled and validated
 
-    def weights_updated(self, taken: Tensor | bool) -> None: ...  # what follows an optimizer step at once
+    def weights_updated(
+        self, taken: Tensor | bool
+    ) -> None: ...  # what follows an optimizer step at once, with its gradients
 
     def cause_of_nan(self, batches: list[Batch]) -> str | None: ...  # of a step that was skipped; None is unknown
 
@@ -106,6 +108,7 @@ def run(
                 with memory_for_step(batch, state.step + 1, options):
                     taken = update(gradients, optimizer, scheduler, accelerator, options.max_grad_norm)
                 recipe.weights_updated(taken)
+                gradients.clear()
                 state.step += 1
                 bar.update()
                 outcomes.add(state.step, of_step, losses, taken)
@@ -134,12 +137,14 @@ def run(
 def update(
     gradients: Gradients, optimizer: Optimizer, scheduler: LRScheduler, accelerator: Accelerator, max_grad_norm: float
 ) -> Tensor | bool:
-    """One optimizer step on gradients averaged over processes and clipped; whether it was taken, not skipped."""
+    """One optimizer step on gradients averaged over processes and clipped; whether it was taken, not skipped.
+
+    The gradients stay until they are cleared.
+    """
     if accelerator.num_processes > 1:
         gradients.average(accelerator)
     taken = step_if_finite(optimizer, gradients, accelerator, max_grad_norm)
     scheduler.step()
-    gradients.clear()
     return taken
 
 

@@ -52,11 +52,20 @@ TRAINING = (
         {"train_batch_size": 1},
         "--train_batch_size 1",
     ),
-    Saver("--fp8_base", lambda options: options.fp8_base, {"fp8_base": True, "mixed_precision": "bf16"}),
+    Saver(
+        "--fp8_base",
+        lambda options: options.fp8_base or bool(options.base_quantization),
+        {"fp8_base": True, "mixed_precision": "bf16"},
+    ),
     Saver(
         "--cpu_offload_checkpointing",
         lambda options: options.cpu_offload_checkpointing,
         {"gradient_checkpointing": True, "cpu_offload_checkpointing": True},
+    ),
+    Saver(
+        "--base_quantization nf4",
+        lambda options: options.base_quantization == "nf4",
+        {"base_quantization": "nf4", "fp8_base": False, "fp8_base_unet": False, "mixed_precision": "bf16"},
     ),
     Saver("--blocks_to_swap", lambda options: bool(options.blocks_to_swap)),
     Saver("--full_bf16", lambda options: options.full_bf16, {"full_bf16": True, "mixed_precision": "bf16"}),
@@ -64,7 +73,7 @@ TRAINING = (
     Saver("a smaller --resolution"),
 )
 LOADING = tuple(
-    saver for saver in TRAINING if saver.advice.startswith(("--mixed_precision", "--fp8_base", "--blocks_to_swap"))
+    saver for saver in TRAINING if saver.advice.startswith(("--mixed_precision", "--fp8_base", "--base", "--blocks"))
 )
 CACHING = (
     Saver("--vae_batch_size 1", lambda options: options.vae_batch_size == 1),

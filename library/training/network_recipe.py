@@ -17,10 +17,12 @@ from library.options.derived import caches_latents
 from library.options.groups import TrainNetworkOptions
 from library.pictures import write_picture
 from library.training.divergence import is_whole, likely_cause
+from library.training.ema import AverageWeights
 from library.training.forward_backward import ForwardBackward
-from library.training.gradients import Gradients, gradients_of
+from library.training.gradients import Gradients, flat_of, gradients_of
 from library.training.host_copy import HostCopy
 from library.training.metadata import TrainingMetadata
+from library.training.more_state import MoreState
 from library.training.optimizers import OptimizerSpec
 from library.training.plan import StepPlan
 from library.training.precision import save_dtype
@@ -58,7 +60,10 @@ class NetworkRecipe:
         self.files = RunFiles(network, metadata, accelerator, options, plan)
         self.names = self.files.names
         self.group_names = [group["name"] for group in groups]
-        self.weights = TwoWeights(optimizer) if spec.schedule_free else None
+        self.average = average_of(optimizer, network, options) if options.ema else None
+        self.weights = TwoWeights(optimizer) if spec.schedule_free else self.average
+        averages = {"an average of weights (--ema)": self.average} if options.ema else {}
+        self.more_state = MoreState(accelerator, network.kept() | averages)
         self.limited_norms = None  # those of the last step, with --scale_weight_norms
         self.step_times = StepTimes()
         self.record: RunRecord | None = None  # of the main process
@@ -81,8 +86,11 @@ class NetworkRecipe:
         return rates
 
     def weights_updated(self, taken: Tensor | bool) -> None:
+        self.network.weights_updated(taken)
         if self.options.scale_weight_norms and taken is not False:
             self.limited_norms = self.network.limit_norms(self.options.scale_weight_norms, taken)
+        if self.average:
+            self.average.update(taken)
 
     def metrics(self) -> Callable[[], dict[str, float]]:
         limited = self.limited_norms
@@ -110,7 +118,7 @@ class NetworkRecipe:
             self.weights.train()
 
     def resting_mode(self) -> None:
-        """As the network is saved and sampled: no dropout, and a schedule-free optimizer's averaged weights."""
+        """As the network is saved and sampled: no dropout, and averaged weights where there are any."""
         self.step_times.interrupted()
         self.network.eval()
         if self.weights:
@@ -244,6 +252,12 @@ class NetworkRecipe:
             sheet = before_after_sheet(self.family, self.network, self.prompts, self.options.sample_sampler)
             write_picture(path, sheet)
             logger.info("the sample prompts without and with the network: %s", path)
+
+
+def average_of(optimizer: Optimizer, network: nn.Module, options: TrainNetworkOptions) -> AverageWeights:
+    """The average of what is trained, which begins with the weights as they are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return AverageWeights(parameters, flat_of(network), options.ema_decay)
 
 
 @contextmanager

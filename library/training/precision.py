@@ -15,12 +15,14 @@ from library.errors import UserError
 from library.families.base import Checkpoint, ModelFamily
 from library.layers.fp8 import hold_in_fp8
 from library.layers.int8 import hold_in_int8
+from library.layers.nf4 import hold_in_nf4
 from library.options.derived import has_dropout, network_module
 from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+QUANTIZATIONS = {"int8": hold_in_int8, "nf4": hold_in_nf4}
 
 
 def weight_dtype(options: PrecisionOptions) -> torch.dtype:
@@ -84,15 +86,15 @@ def choose_attention(unet: nn.Module, options: PrecisionOptions, device: torch.d
     unet.enable_xformers_memory_efficient_attention()
 
 
-def store_in_8_bits(family: ModelFamily, options: PrecisionOptions) -> None:
-    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet, or in int8."""
+def store_in_fewer_bits(family: ModelFamily, options: PrecisionOptions) -> None:
+    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet, or in int8 or nf4."""
     if options.fp8_base or options.fp8_base_unet:
         hold_in_fp8(family.unet)
     if options.fp8_base and not options.fp8_base_unet:
         for text_encoder in family.text_encoders:
             hold_in_fp8(text_encoder)
-    if options.base_quantization == "int8":
-        hold_in_int8(family.unet)
+    if options.base_quantization:
+        QUANTIZATIONS[options.base_quantization](family.unet)
 
 
 def checkpoint_function(options: TrainNetworkOptions) -> Checkpoint | None:

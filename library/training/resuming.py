@@ -26,6 +26,8 @@ OPTIMIZER_FILE = "optimizer.bin"
 SCHEDULE_FILE = "scheduler.bin"  # kohya's scripts write none for optimizers without a schedule
 SCALER_FILE = "scaler.pt"
 LATER = ("skipped", "curves")  # what states of older versions lack
+MORE_FILE = "custom_checkpoint_0.pkl"  # of runs that keep more, such as averages of weights
+OPTIONAL_FILES = SCHEDULE_FILE, MORE_FILE
 FACTS = {name: type(value) for name, value in LoopState().facts().items() if name not in LATER}
 PARTS = {
     "lora_te": ("text encoder", "network_train_unet_only"),
@@ -62,10 +64,10 @@ def newest_state(names: OutputNames) -> Path | None:
 def require_whole(folder: Path) -> None:
     """UserError where a part of a state is missing or cut off."""
     read_facts(folder)
-    for name in (WEIGHTS_FILE, OPTIMIZER_FILE, SCHEDULE_FILE):
+    for name in (WEIGHTS_FILE, OPTIMIZER_FILE, *OPTIONAL_FILES):
         path = folder / name
         if not path.is_file():
-            problem = None if name == SCHEDULE_FILE else "is missing"
+            problem = None if name in OPTIONAL_FILES else "is missing"
         elif path.suffix == ".safetensors":
             problem = None if read_shapes(path, "--resume") else "is empty"
         else:
