@@ -98,7 +98,14 @@ def test_two_processes_train_as_one_with_twice_the_batch(tiny_file, pictures, un
     assert facts["timeout"] == 7 * 60
 
     names = sorted(path.name for path in output.iterdir())
-    assert names == ["before_after.png", "lora-run.json", "lora-state", "lora.safetensors", "sample"]
+    assert names == [
+        "before_after.png",
+        "lora-report.html",
+        "lora-run.json",
+        "lora-state",
+        "lora.safetensors",
+        "sample",
+    ]
     assert len(list((output / "sample").iterdir())) == 1
     assert json.loads((output / "lora-state" / "train_state.json").read_text())["current_step"] == 4
     weights = load_file(output / "lora.safetensors")
