@@ -1,6 +1,7 @@
 """Tests run offline, on one thread, with real model classes at toy size."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,8 @@ CACHE = tempfile.TemporaryDirectory(prefix="athanor-tests-")  # gone with the pr
 os.environ["ATHANOR_CACHE_DIR"] = CACHE.name
 for name in ("TMPDIR", "TEMP", "TMP"):  # of programs that tests start, whose bugs leave tracebacks there
     os.environ[name] = CACHE.name
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 RUNS_SLOW_TESTS = os.environ.get("ATHANOR_SLOW_TESTS") == "1"
 
 

@@ -1,5 +1,6 @@
 """Pictures from prompts: the same as training's previews, with kohya's prompt lines, names and texts."""
 
+import importlib
 import random
 import re
 from pathlib import Path
@@ -11,9 +12,11 @@ from PIL import Image
 
 import gen_img
 from library.errors import UserError
+from library.families.base import AdapterTarget
 from library.generating.drawing import Artist, batches_of
 from library.generating.dynamic_prompts import Wildcards, variants_of
 from library.generating.options import DrawOptions
+from library.generating.preparation import module_of
 from library.generating.requests import PictureRequest, Requests, parse_line, prompt_lines, usual_request
 from library.options.groups import ModelOptions
 from networks import lora, merge_lora
@@ -66,6 +69,20 @@ def test_networks_add_up_and_may_be_merged(trained, tiny_file, tmp_path):
         np.abs(pixels(path).astype(int) - pixels(whole)).max() for path in (both, merged, one_merged, of_line)
     ]
     assert max(differences) <= 1, differences
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [("lora", "networks.lora"), ("dora", "networks.lora"), ("adalora", "networks.lora"), ("loha", "networks.loha"),
+     ("lokr", "networks.lokr"), ("oft", "networks.oft")],
+)  # fmt: skip
+def test_a_file_tells_its_algorithm(algorithm, expected, tmp_path):
+    targets = [
+        AdapterTarget("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", torch.nn.Linear(8, 8), "unet")
+    ]
+    module = importlib.import_module(f"networks.{algorithm}")
+    module.create_network(targets, 2, 2).save_weights(tmp_path / "a.safetensors", None, None)
+    assert module_of(tmp_path / "a.safetensors") == expected
 
 
 def test_a_checkpoint_with_the_network_merged_draws_what_the_network_draws(tmp_path):

@@ -21,7 +21,7 @@ from library.families.detect import read_shapes
 from library.generating.axes import Axis, Cell
 from library.generating.drawing import Artist
 from library.generating.models import has_text, is_removable, network_of, prepare
-from library.generating.preparation import NetworkFile
+from library.generating.preparation import NetworkFile, module_of
 from library.pictures import write_picture
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Networks(Protocol):
 class NetworksInTurn:
     """Networks of files on a model that has none; `end` takes the last one off."""
 
-    def __init__(self, family: ModelFamily, module: str, paths: Sequence[Path]):
+    def __init__(self, family: ModelFamily, module: str | None, paths: Sequence[Path]):
         self.family, self.module = family, module
         self.network: nn.Module | None = None
         self.path: Path | None = None
@@ -63,7 +63,7 @@ class NetworksInTurn:
         else:
             if self.network is not None:
                 self.network.remove()
-            self.network = network_of(self.family, NetworkFile(path, self.module))
+            self.network = network_of(self.family, NetworkFile(path, self.module or module_of(path)))
             if is_removable(self.network):
                 self.network.apply_to()
         self.path = path

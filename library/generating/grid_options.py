@@ -6,7 +6,7 @@ from pathlib import Path
 from library.errors import UserError
 from library.families.detect import inspect_checkpoint
 from library.generating.axes import Axis, Cell, build_axis
-from library.generating.preparation import NetworkFile, family_for, network_problems
+from library.generating.preparation import NetworkFile, family_for, module_of, network_problems
 from library.generating.requests import PictureRequest
 from library.generating.runs import SavedNetwork, find_run
 from library.network_choice import check_network_module
@@ -29,7 +29,7 @@ class GridOptions(OptionGroup):
     )
     ckpt: str | None = option(None, "base model; the run's when not given", flag_type="path")
     network_weights: list[str] | None = option(None, "networks to compare; the run's when not given", flag_type="path")
-    network_module: str | None = option(None, "their algorithm; the run's, or networks.lora, when not given")
+    network_module: str | None = option(None, "their algorithm; what files tell when not given")
     prompts: str | None = option(
         None, "prompts, one a line, or a file of them; the run's sample prompts when not given", flag_type="prompts"
     )
@@ -72,7 +72,7 @@ class GridPlan:
     base: Path
     family: str
     model: ModelOptions
-    module: str
+    module: str | None  # None: what each file tells
     precision: str  # as --mixed_precision has it
     x: Axis
     y: Axis
@@ -99,15 +99,16 @@ def plan_grid(options: GridOptions) -> GridPlan:
     networks = run.networks if run else []
     if options.network_weights:
         networks = [SavedNetwork(Path(path), Path(path).stem) for path in options.network_weights]
-    module = options.network_module or of_run("network_module") or DEFAULT_NETWORK
-    problems += check_network_module(module)
+    module = options.network_module or of_another_project(of_run("network_module"))
+    problems += check_network_module(module or DEFAULT_NETWORK)
     base = options.ckpt or of_run("pretrained_model_name_or_path")
     if not base:
         raise UserError(f"--ckpt is needed: {options.run} has no record that names its base model")
     checkpoint = attempt(inspect_checkpoint, base, "--ckpt")
     family = attempt(family_for, checkpoint, None) if checkpoint else None
     for network in networks:
-        problems += network_problems(NetworkFile(network.path, module), checkpoint, "network_weights")
+        file = NetworkFile(network.path, module or module_of(network.path))
+        problems += network_problems(file, checkpoint, "network_weights")
     text = options.prompts or of_run("sample_prompts")
     if not text:
         problems.append("--prompts is needed: the run has no sample prompts")
@@ -169,3 +170,8 @@ def shared_notes(plan: GridPlan) -> list[str]:
         facts = {name: text for name, text in facts.items() if name == "strength"}
     shown = [text for name, text in facts.items() if name not in varied]
     return [", ".join([*shown, f"base model {plan.base.name}"])]
+
+
+def of_another_project(module: str | None) -> str | None:
+    """A run's algorithm where it is none of ours: our files tell theirs, which AdaLoRA's say is LoRA."""
+    return module if module and not module.startswith("networks.") else None

@@ -43,7 +43,7 @@ def network_of(family: ModelFamily, file: NetworkFile, flag: str = "network_weig
         if hasattr(algorithm, "network_on_models"):
             network = algorithm.network_on_models(family.kohya_models(), options, arguments)
         else:
-            targets = list(family.adapter_targets(conv=True))
+            targets = list(family.adapter_targets(conv=True, norms=hasattr(algorithm, "wants_norms")))
             network = algorithm.create_network_from_weights(targets, file.path, None, **arguments)
     if not network.adapters():
         raise UserError(f"--{flag}: {file.path} has no weights for this model")

@@ -98,7 +98,7 @@ class ModelFlags(OptionGroup):
 class NetworkFlags(OptionGroup):
     """Networks"""
 
-    network_module: list[str] | None = option(None, "algorithm of each network; networks.lora when not given")
+    network_module: list[str] | None = option(None, "algorithm of each network; what its file tells when not given")
     network_weights: list[str] | None = option(None, "files of networks, all applied together", flag_type="path")
     network_mul: list[float] | None = option(None, "multiplier of each network; 1 when not given")
     network_args: list[str] | None = option(None, "further arguments of each network: key=value;key=value")

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from library.adapters.keys import sort_keys
 from library.dataset.picture_files import open_picture, unreadable_reason
 from library.errors import UserError, quoted_list
 from library.families import FAMILIES, FamilyRow, family_of_kind
@@ -17,9 +18,11 @@ from library.network_choice import check_network_module
 from library.options.derived import DEFAULT_NETWORK
 from library.options.groups import ModelOptions
 from library.preflight import Problems
+from library.safetensors_header import read_header
 
 logger = logging.getLogger(__name__)
 
+MODULES = {"loha": "networks.loha", "lokr": "networks.lokr", "oft": "networks.oft"}  # others are networks.lora's
 KIND_FLAGS = {"v1": "sd1", "v2": "sd2", "sdxl": "sdxl"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
@@ -115,14 +118,25 @@ def kind_problems(options: DrawOptions, checkpoint: CheckpointInfo) -> list[str]
 def network_files(options: DrawOptions) -> list[NetworkFile]:
     """The networks of the flags, with what belongs to each."""
     paths = options.network_weights or []
-    modules = options.network_module or [DEFAULT_NETWORK]
-    modules = modules * len(paths) if len(modules) == 1 else modules + [DEFAULT_NETWORK] * len(paths)
+    given = options.network_module or []
+    given = given * len(paths) if len(given) == 1 else [*given, *(None for _ in paths)]
+    modules = [module or module_of(Path(path)) for path, module in zip(paths, given, strict=False)]
     multipliers = [*(options.network_mul or []), *(1.0 for _ in paths)]
     arguments = [*(options.network_args or []), *("" for _ in paths)]
     return [
         NetworkFile(Path(path), module, multiplier, tuple(item for item in text.split(";") if item))
         for path, module, multiplier, text in zip(paths, modules, multipliers, arguments, strict=False)
     ]
+
+
+def module_of(path: Path) -> str:
+    """The algorithm that the keys of a file tell, networks.lora where they tell none that is ours."""
+    try:
+        found = sort_keys(read_header(path, "").shapes)
+    except (UserError, OSError):  # which is told elsewhere
+        return DEFAULT_NETWORK
+    layers = iter(found.layers.values())
+    return MODULES.get(next(layers).algorithm, DEFAULT_NETWORK) if found.layers else DEFAULT_NETWORK
 
 
 def network_problems(network: NetworkFile, checkpoint: CheckpointInfo | None, flag: str) -> list[str]:
