@@ -1,6 +1,7 @@
 """Verdicts on adapter files are those of the programs themselves: diffusers is asked, others were measured."""
 
 import gzip
+import importlib
 import json
 import re
 from pathlib import Path
@@ -259,3 +260,26 @@ def test_training_ends_with_the_verdicts(tiny_file, pictures, tmp_path, capsys):
     train(tiny.arguments(tiny_file, pictures, tmp_path / "two", max_train_steps=1, **arguments))
     told = capsys.readouterr().err
     assert "LoHa" in told and "refused: a key that it does not know" in told and "--bake" in told
+
+
+EVERYWHERE, IN_BOTH_UIS = ("ComfyUI", "WebUI", "Forge", "diffusers"), ("ComfyUI", "WebUI")
+EXACT_BY = {  # networks of this suite -> the programs that apply their files exactly, as docs/networks.md has it
+    "lora": EVERYWHERE,
+    "lora_fa": EVERYWHERE,
+    "dylora": EVERYWHERE,
+    "loha": IN_BOTH_UIS,
+    "lokr": IN_BOTH_UIS,
+    "dora": IN_BOTH_UIS,
+}
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("algorithm", EXACT_BY)
+def test_our_own_networks_are_applied_exactly_where_the_docs_say(algorithm, kind, models, tmp_path):
+    module = importlib.import_module(f"networks.{algorithm}")
+    arguments = {"conv_dim": "2"} | ({} if algorithm == "dylora" else {"conv_alpha": "2"})
+    network = module.create_network(list(targets(models(kind), kind)), 2, 2, **arguments)
+    path = tmp_path / "network.safetensors"
+    network.save_weights(path, torch.float16, METADATA[kind])
+    exact = [found.name for found in verify(path, "files").consumers if found.verdict == "exact"]
+    assert tuple(exact) == EXACT_BY[algorithm]
