@@ -55,6 +55,10 @@ SETTINGS = {  # options, and the batch (of 16, 8 an epoch) that is computed when
     "DoRA": (dict(network_module="networks.dora", network_args=["conv_dim=2"], mixed_precision="bf16"), 4),
     "LoHa": (dict(network_module="networks.loha", network_args=["rank_dropout=0.2"], scale_weight_norms=0.1), 4),
     "LoKr": (dict(network_module="networks.lokr", network_args=["conv_dim=1"], gradient_checkpointing=True), 4),
+    "LoRA-FA": (dict(network_module="networks.lora_fa", network_args=["conv_dim=2"]), 6),
+    "DyLoRA": (dict(network_module="networks.dylora", network_args=["unit=2"], network_dim=4), 6),
+    "OFT": (dict(network_module="networks.oft", network_dim=4, network_train_unet_only=True), 6),
+    "PiSSA": (dict(network_args=["init=pissa"], train_batch_size=2), 3),
     "average": (dict(ema=True, ema_decay=0.9, save_every_n_epochs=1), 5),
     "U-Net alone": (dict(network_train_unet_only=True, train_batch_size=2, network_args=["conv_dim=2"]), 3),
 }
