@@ -30,7 +30,7 @@ from library.dataset.config import SubsetOptions
 from library.dataset.dataset_config import read_dataset_config
 from library.dataset.file_marks import FileMark
 from library.dataset.images import load_image, resize_and_crop
-from library.dataset.index_file import BROKEN, Remembered, packed, unpacked
+from library.dataset.index_file import BROKEN, Remembered, StoredIndex, packed
 from library.dataset.info_cache import read_sizes
 from library.dataset.latent_pack import PackWriter
 from library.dataset.metadata_file import read_metadata_file
@@ -250,7 +250,7 @@ def read_index(path: Path) -> None:
         found.append((records, verify_pictures(records, num_threads=1, index=index)))
     assert found[0] == found[1]
     with suppress(*BROKEN):
-        AuditMemory(unpacked(path.read_bytes()).audit)
+        AuditMemory(StoredIndex(path.read_bytes()).audit)
         return
     raise UserError("the index is ignored")
 

@@ -11,7 +11,7 @@ import pytest
 from library.dataset import audit, caption_audit
 from library.dataset.audit import Audit
 from library.dataset.audit_memory import AuditMemory
-from library.dataset.index_file import unpacked
+from library.dataset.index_file import StoredIndex
 from library.dataset.picture_index import NAME, PictureIndex
 from library.dataset.scan import scan_dataset, verify_pictures
 from library.options.groups import TrainNetworkOptions
@@ -118,5 +118,5 @@ def test_a_memory_that_is_no_memory_answers_nothing(answers):
 
 def test_the_memory_lies_beside_the_first_picture(train_dir):
     audited(train_dir)
-    kept = [bool(unpacked((folder / NAME).read_bytes()).audit) for folder in sorted(train_dir.iterdir())]
+    kept = [bool(StoredIndex((folder / NAME).read_bytes()).audit) for folder in sorted(train_dir.iterdir())]
     assert kept == [True, False]

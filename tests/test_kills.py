@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from library.dataset import picture_index
 from library.dataset.cache import read_with_origin
-from library.dataset.index_file import unpacked
+from library.dataset.index_file import StoredIndex
 from library.dataset.pack_files import NAME as PACK
 from library.dataset.packed_latents import PackedLatents
 from library.dataset.text_cache import read_text
@@ -164,7 +164,8 @@ def check_info(folder: Path) -> None:
 
 def check_index(folder: Path) -> None:
     for path in folder.glob(picture_index.NAME):
-        pictures, captions, *_ = unpacked(path.read_bytes())
+        stored = StoredIndex(path.read_bytes())
+        pictures, captions = stored.pictures, stored.captions
         assert len(pictures) == len(captions) == 2000
         found = round_of([picture.content for picture in pictures.values()])
         assert {caption.text for caption in captions.values()} == {f"{found}" * 20}

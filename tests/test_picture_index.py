@@ -11,7 +11,7 @@ from PIL import Image
 
 from library.dataset import picture_files, picture_index
 from library.dataset.config import SubsetOptions
-from library.dataset.index_file import Remembered, packed, unpacked
+from library.dataset.index_file import Remembered, StoredIndex, packed
 from library.dataset.opened_folder import OpenedFolder
 from library.dataset.picture_index import NAME, FolderIndex, PictureIndex
 from library.dataset.scan import ScannedDataset, scan, verify_pictures
@@ -31,6 +31,11 @@ def folder(tmp_path: Path) -> Path:
     age(*folder.iterdir())
     start(folder)
     return folder
+
+
+def unpacked(data: bytes) -> Remembered:
+    stored = StoredIndex(data)
+    return Remembered(stored.pictures, stored.captions, stored.audit, stored.listing)
 
 
 def age(*files: Path) -> None:

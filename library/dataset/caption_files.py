@@ -32,13 +32,18 @@ def read_caption_file(handle: int) -> CaptionFile | None:
     content = os.read(handle, status.st_size + 1)
     while len(content) < status.st_size and (more := os.read(handle, status.st_size)):
         content += more
+    return caption_of(content, status.st_mtime_ns)
+
+
+def caption_of(content: bytes, mtime_ns: int) -> CaptionFile | None:
+    """The bytes of a caption file as text; None where they are in none of ENCODINGS."""
     for encoding in _candidates(content):
         try:
             text = content.decode(encoding)
         except UnicodeDecodeError:
             continue
         if "\0" not in text:
-            return CaptionFile(len(content), status.st_mtime_ns, encoding, text)
+            return CaptionFile(len(content), mtime_ns, encoding, text)
     return None
 
 
@@ -73,10 +78,10 @@ def captions_of(texts: list[str], all_lines: bool) -> list[str]:
     whole = "\0".join(texts)
     if not any(end in whole for end in LINE_ENDS):
         return list(map(str.strip, texts))
-    return [_caption_of(text.splitlines(), all_lines) for text in texts]
+    return [_lines_of(text.splitlines(), all_lines) for text in texts]
 
 
-def _caption_of(lines: list[str], all_lines: bool) -> str:
+def _lines_of(lines: list[str], all_lines: bool) -> str:
     if not all_lines:
         return lines[0].strip() if lines else ""
     return "\n".join(line for line in map(str.strip, lines) if line)

@@ -14,6 +14,7 @@ from library.dataset.caption_files import MAX_CAPTION_BYTES, TooLarge, as_neighb
 from library.dataset.config import PICTURE_EXTENSIONS, Size, SubsetOptions, is_file, is_picture_name
 from library.dataset.info_cache import read_sizes
 from library.dataset.opened_folder import OpenedFolder
+from library.dataset.other_processes import OtherProcess, num_processes
 from library.dataset.picture_files import plain_size
 from library.dataset.picture_index import FolderIndex, PictureIndex
 from library.errors import quoted_list
@@ -65,17 +66,18 @@ def read_folder(subset: SubsetOptions, index: PictureIndex) -> Folder:
 
 def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder) -> Folder:
     pictures, notes = _pictures(subset, files.picture_names)
-    subset, caption_files, more_notes = _find_captions(subset, pictures, files.names)
+    subset, caption_files, more_notes = _find_captions(subset, pictures, files)
+    new = files.new_captions(caption_files.values())
+    other = OtherProcess(str(subset.image_dir), new, reads=True) if num_processes(new) > 1 else None
+    sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
+    sizes |= files.sizes_of(pictures)
+    for name in [name for name in pictures if name not in sizes]:
+        with suppress(OSError):
+            sizes[name] = opened.read(name, plain_size)
+    if other and (found := other.found()):
+        files.take(new, *found)
     captions, yet_more_notes, problems = _read_captions(subset, caption_files, files, opened)
     masks, mask_problems = _find_masks(subset, pictures)
-    sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
-    known = files.pictures
-    for name in pictures:
-        if name in known:
-            sizes[name] = known[name].size_wh
-        elif name not in sizes:
-            with suppress(OSError):
-                sizes[name] = opened.read(name, plain_size)
     notes += more_notes + yet_more_notes + size_notes
     return Folder(subset, pictures, captions, masks, sizes, notes=notes, problems=problems + mask_problems)
 
@@ -118,9 +120,13 @@ def _find_masks(subset: SubsetOptions, pictures: list[str]) -> tuple[dict[str, P
 
 
 def _find_captions(
-    subset: SubsetOptions, pictures: list[str], names: Collection[str]
+    subset: SubsetOptions, pictures: list[str], index: FolderIndex
 ) -> tuple[SubsetOptions, dict[str, str], list[str]]:
     """The subset with the extension to take, picture -> caption file, and notes on what is missing."""
+    own = [stem_of(picture) + subset.caption_extension for picture in pictures]
+    if index.texts_of(own):
+        return subset, dict(zip(pictures, own, strict=True)), []
+    names = index.names
     files = _caption_files(pictures, names, subset.caption_extension)
     if len(files) == len(pictures):
         return subset, files, []
@@ -168,6 +174,9 @@ def _read_captions(
     subset: SubsetOptions, files: dict[str, str], index: FolderIndex, opened: OpenedFolder
 ) -> tuple[dict[str, str], list[str], list[str]]:
     """Picture -> caption, notes, and problems."""
+    if texts := index.texts_of(list(files.values())):
+        captions = captions_of(texts, subset.enable_wildcard)
+        return dict(zip(files, captions, strict=True)), _empty(subset, files, captions), []
     found = list(map(index.captions.get, files.values()))
     problems: dict[str, None] = {}  # each once, where several pictures share a caption
     for place, name in [item for item in enumerate(files.values()) if found[item[0]] is None]:
@@ -191,10 +200,16 @@ def _read_captions(
     notes = []
     if not_utf8 := _unique(name for name, file in zip(files.values(), found, strict=True) if file.encoding == "gbk"):
         notes.append(f"captions in {subset.image_dir} read as GBK, not UTF-8: {quoted_list(not_utf8, limit=3)}")
-    if "" in captions:
-        empty = _unique(name for name, caption in zip(files.values(), captions, strict=True) if not caption)
-        notes.append(f"captions in {subset.image_dir} that are empty: {quoted_list(empty, limit=3)}")
+    notes += _empty(subset, files, captions)
     return dict(zip(files, captions, strict=True)), notes, list(problems)
+
+
+def _empty(subset: SubsetOptions, files: dict[str, str], captions: list[str]) -> list[str]:
+    """A note on empty captions."""
+    if "" not in captions:
+        return []
+    empty = _unique(name for name, caption in zip(files.values(), captions, strict=True) if not caption)
+    return [f"captions in {subset.image_dir} that are empty: {quoted_list(empty, limit=3)}"]
 
 
 def _unique(names: Iterable[str]) -> list[str]:

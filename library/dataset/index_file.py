@@ -5,13 +5,16 @@ their names; the texts of the captions; what the audit remembers. The CRC-32 is 
 """
 
 import struct
+import sys
 import zlib
-from collections.abc import Iterable, Mapping
-from functools import partial
+from array import array
+from collections.abc import Mapping
+from functools import cached_property, partial
 from itertools import chain
 from typing import NamedTuple
 
 from library.dataset.caption_files import ENCODINGS, CaptionFile
+from library.dataset.config import Size
 from library.dataset.picture_files import Decoded
 
 MAGIC = b"ATHANOR\x03"
@@ -19,7 +22,7 @@ HEAD = struct.Struct("<8sI")  # magic, CRC-32
 COUNTS = struct.Struct("<16sIIQQ")  # listing, pictures, captions, bytes of the names, bytes of the texts
 PICTURE = "IIBQIQqq"  # columns: width, height, opaque, look, colour, content, bytes, time
 CAPTION = "qqB"  # bytes, time, place of the encoding in ENCODINGS
-BROKEN = (OSError, ValueError, IndexError, struct.error)  # what `unpacked` raises
+BROKEN = (OSError, ValueError, IndexError, struct.error)  # what `StoredIndex` raises
 
 
 class Remembered(NamedTuple):
@@ -44,36 +47,58 @@ def packed(remembered: Remembered) -> bytes:
     return HEAD.pack(MAGIC, zlib.crc32(body)) + body
 
 
-def unpacked(data: bytes) -> Remembered:
-    """What an index says; one of BROKEN where it is no index, or not a whole one."""
-    magic, checksum = HEAD.unpack_from(data)
-    body = memoryview(data)[HEAD.size :]
-    if magic != MAGIC or zlib.crc32(body) != checksum:
-        raise ValueError("not an index of this version")
-    listing, num_pictures, num_captions, num_name_bytes, num_text_bytes = COUNTS.unpack_from(body)
-    picture_columns, place = _unpacked_columns(body, COUNTS.size, PICTURE, num_pictures)
-    caption_columns, place = _unpacked_columns(body, place, CAPTION, num_captions)
-    texts_at, audit_at = place + num_name_bytes, place + num_name_bytes + num_text_bytes
-    names = _split(str(body[place:texts_at], "utf-8", "surrogateescape"), num_pictures + num_captions)
-    texts = _split(str(body[texts_at:audit_at], "utf-8"), num_captions)
-    return Remembered(
-        dict(zip(names, _pictures(*picture_columns), strict=False)),
-        dict(zip(names[num_pictures:], _captions(*caption_columns, texts), strict=True)),
-        bytes(body[audit_at:]),
-        listing.rstrip(b"\0"),
-    )
+class StoredIndex:
+    """What the bytes of an index say; its mappings are made when they are asked for.
 
+    Raises one of BROKEN where the bytes are no index, or not a whole one.
+    """
 
-def _pictures(widths: tuple, heights: tuple, opaque: tuple, *others: tuple) -> Iterable[Decoded]:
-    if 0 in widths or 0 in heights:
-        raise ValueError("a picture without a size")
-    rows = zip(zip(widths, heights, strict=True), map(bool, opaque), *others, strict=True)
-    return map(partial(tuple.__new__, Decoded), rows)  # the NamedTuple's own constructor takes three times as long
+    def __init__(self, data: bytes):
+        magic, checksum = HEAD.unpack_from(data)
+        body = memoryview(data)[HEAD.size :]
+        if magic != MAGIC or zlib.crc32(body) != checksum:
+            raise ValueError("not an index of this version")
+        listing, num_pictures, num_captions, num_name_bytes, num_text_bytes = COUNTS.unpack_from(body)
+        self._pictures, place = _unpacked_columns(body, COUNTS.size, PICTURE, num_pictures)
+        self._captions, place = _unpacked_columns(body, place, CAPTION, num_captions)
+        texts_at, audit_at = place + num_name_bytes, place + num_name_bytes + num_text_bytes
+        names = _split(str(body[place:texts_at], "utf-8", "surrogateescape"), num_pictures + num_captions)
+        self.names = names
+        self.picture_names, self.caption_names = names[:num_pictures], names[num_pictures:]
+        self.texts = _split(str(body[texts_at:audit_at], "utf-8"), num_captions)
+        self.encodings = {ENCODINGS[place] for place in set(self._captions[-1])}  # that any caption has
+        self.audit = bytes(body[audit_at:])
+        self.listing = listing.rstrip(b"\0")
+        if 0 in self._pictures[0] or 0 in self._pictures[1]:
+            raise ValueError("a picture without a size")
 
+    @property
+    def statuses(self) -> array:
+        """The bytes and the time of change of each of `names`, by turns."""
+        (*_, picture_bytes, picture_times), (caption_bytes, caption_times, _) = self._pictures, self._captions
+        statuses = array("q", bytes(16 * len(self.names)))
+        statuses[::2] = picture_bytes + caption_bytes
+        statuses[1::2] = picture_times + caption_times
+        return statuses
 
-def _captions(num_bytes: tuple, times: tuple, places: tuple, texts: list[str]) -> Iterable[CaptionFile]:
-    rows = zip(num_bytes, times, map(ENCODINGS.__getitem__, places), texts, strict=True)
-    return map(partial(tuple.__new__, CaptionFile), rows)
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """Width and height of each picture."""
+        return list(zip(*self._pictures[:2], strict=True))
+
+    @cached_property
+    def pictures(self) -> dict[str, Decoded]:
+        _, _, opaque, *others = self._pictures
+        rows = zip(self.sizes, map(bool, opaque), *others, strict=True)
+        made = map(partial(tuple.__new__, Decoded), rows)  # the NamedTuple's own constructor takes three times as long
+        return dict(zip(self.picture_names, made, strict=True))
+
+    @cached_property
+    def captions(self) -> dict[str, CaptionFile]:
+        num_bytes, times, encodings = self._captions
+        rows = zip(num_bytes, times, map(ENCODINGS.__getitem__, encodings), self.texts, strict=True)
+        made = map(partial(tuple.__new__, CaptionFile), rows)
+        return dict(zip(self.caption_names, made, strict=True))
 
 
 def _columns(rows: list[tuple], kinds: str) -> bytes:
@@ -81,12 +106,19 @@ def _columns(rows: list[tuple], kinds: str) -> bytes:
     return b"".join(struct.pack(f"<{len(rows)}{kind}", *column) for kind, column in zip(kinds, columns, strict=False))
 
 
-def _unpacked_columns(body: memoryview, place: int, kinds: str, count: int) -> tuple[list[tuple], int]:
+def _unpacked_columns(body: memoryview, place: int, kinds: str, count: int) -> tuple[list[array], int]:
     """The columns that begin at a place, and where they end."""
     columns = []
     for kind in kinds:
-        columns.append(struct.unpack_from(f"<{count}{kind}", body, place))
-        place += count * struct.calcsize(f"<{kind}")
+        column = array(kind)
+        end = place + count * column.itemsize
+        column.frombytes(body[place:end])
+        if len(column) != count:
+            raise ValueError("the index ends within a column")
+        if sys.byteorder == "big":
+            column.byteswap()
+        columns.append(column)
+        place = end
     return columns, place
 
 

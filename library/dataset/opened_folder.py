@@ -1,21 +1,16 @@
 """A folder that is held open while many of its files are looked at, so that its path is not walked again for each."""
 
 import os
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from library.dataset.config import is_file
+from library.dataset.other_processes import GONE, OtherProcess, shares, statuses
 
 READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 T = TypeVar("T")
-
-
-class KnownFile(Protocol):
-    """What tells whether a file is still the same."""
-
-    num_bytes: int
-    mtime_ns: int
 
 
 class OpenedFolder:
@@ -38,22 +33,43 @@ class OpenedFolder:
     def names(self) -> list[str]:
         """The names of its files, in no order."""
         with os.scandir(self._folder if self._handle is None else self._handle) as entries:
-            files = [entry for entry in entries if is_file(entry)]
+            everything = list(entries)
+        try:
+            files = [entry for entry in everything if entry.is_file()]
+        except OSError:
+            files = [entry for entry in everything if is_file(entry)]
         if self._handle is None:
             self._entries = {entry.name: entry for entry in files}
         return [entry.name for entry in files]
 
-    def changed(self, known: Iterable[tuple[str, KnownFile]]) -> list[str]:
-        """Those files that are gone, or whose size or time of change is not what is known of them."""
-        changed = []
-        for name, file in known:
+    def look(self, known: list[str], known_statuses: array) -> tuple[list[str], list[str]]:
+        """The names of its files, in no order, and those of `known` that are gone or have another status.
+
+        A status is the bytes of a file and its time of change in ns, as in `other_processes.statuses`.
+        """
+        mine, *others = shares(known)
+        processes = [OtherProcess(str(self._folder), share) for share in others]
+        names = self.names()
+        found = self._statuses(mine)
+        for share, process in zip(others, processes, strict=True):
+            looked = process.found()
+            found += looked[0] if looked else self._statuses(share)
+        if found == known_statuses:
+            return names, []
+        pairs = [(found[place : place + 2], known_statuses[place : place + 2]) for place in range(0, len(found), 2)]
+        return names, [name for name, (now, before) in zip(known, pairs, strict=True) if now != before]
+
+    def _statuses(self, names: list[str]) -> array:
+        if self._handle is not None:
+            return statuses(names, self._handle)
+        found = array("q")
+        for name in names:
             try:
-                status = os.stat(name, dir_fd=self._handle) if self._handle is not None else self._entries[name].stat()
-                if status.st_size != file.num_bytes or status.st_mtime_ns != file.mtime_ns:
-                    changed.append(name)
+                status = self._entries[name].stat()
+                found.extend((status.st_size, status.st_mtime_ns))
             except (OSError, KeyError):
-                changed.append(name)
-        return changed
+                found.extend((GONE, GONE))
+        return found
 
     def read(self, name: str, reader: Callable[[int], T]) -> T:
         """What `reader` makes of the handle of a file."""

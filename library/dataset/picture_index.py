@@ -2,9 +2,9 @@
 
 A file `.athanor_index` beside the pictures holds what each turned out to be when it was decoded, the texts of the
 captions, and what the audit found. A file is the same where its name, its size in bytes and its time of change are.
-Each start therefore asks for the status of every file that it knows, which with listing them is half of the time of a
-second start: a folder's own time says nothing of files that were written in place, and neither do inode numbers.
-Threads do not help: the calls are so short that handing the interpreter over costs more than they do.
+Each start therefore asks for the status of every file that it knows, which with listing them is most of the work of a
+second start: a folder's own time says nothing of files that were written in place, and neither do inode numbers. In
+large folders several processes share it.
 
 A file that changed less than UNCERTAIN_NS before it was read is not remembered: where a file system's clock is
 coarse, it could change again and look the same. An index that is broken, of another version or impossible to write is
@@ -14,21 +14,26 @@ done without, and nothing is said: it only saves time.
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from array import array
+from collections.abc import Collection, Iterable
 from contextlib import suppress
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
-from library.dataset.caption_files import CaptionFile, read_caption_file
+from library.dataset.caption_files import CaptionFile, caption_of, read_caption_file
 from library.dataset.collecting import collector_paused
 from library.dataset.config import Size, is_picture_name
-from library.dataset.index_file import BROKEN, Remembered, packed, unpacked
+from library.dataset.index_file import BROKEN, Remembered, StoredIndex, packed
 from library.dataset.opened_folder import OpenedFolder
+from library.dataset.other_processes import GONE
 from library.dataset.picture_files import Decoded
 from library.files import write_bytes_whole
 
 NAME = ".athanor_index"
 MAX_TEXT_BYTES = 8192  # of a caption; longer ones are read again each time
+NOTHING = StoredIndex(packed(Remembered({}, {})))
+T = TypeVar("T")
 UNCERTAIN_NS = 2 * 10**9  # the clock of FAT has steps of two seconds
 
 
@@ -38,20 +43,41 @@ class FolderIndex:
     def __init__(self, folder: Path):
         self.folder = folder
         self._listed_ns = time.time_ns()
-        known = Remembered({}, {})
+        self._stored = NOTHING
         with suppress(*BROKEN):
-            known = unpacked((folder / NAME).read_bytes())
+            self._stored = StoredIndex((folder / NAME).read_bytes())
         with OpenedFolder(folder) as opened:
-            self.names = opened.names()
-            changed = opened.changed(chain(known.pictures.items(), known.captions.items()))
+            self.names, self._changed = opened.look(self._stored.names, self._stored.statuses)
         self._listing = digest_of(self.names)
-        is_listed = known.listing == self._listing
-        self.picture_names = list(known.pictures) if is_listed else sorted(filter(is_picture_name, self.names))
-        self.pictures, self.captions, self.audit = dict(known.pictures), dict(known.captions), known.audit
-        for name in changed:
-            self.pictures.pop(name, None)
-            self.captions.pop(name, None)
-        self.has_changed = bool(changed) or bool(known.listing and not is_listed)
+        is_listed = self._stored.listing == self._listing
+        self.picture_names = self._stored.picture_names if is_listed else sorted(filter(is_picture_name, self.names))
+        self.audit = self._stored.audit
+        self.is_as_stored = is_listed and not self._changed
+        self.has_changed = bool(self._changed) or bool(self._stored.listing and not is_listed)
+
+    @cached_property
+    def pictures(self) -> dict[str, Decoded]:
+        """What is known of the pictures that have not changed."""
+        return without(self._stored.pictures, self._changed)
+
+    @cached_property
+    def captions(self) -> dict[str, CaptionFile]:
+        """What is known of the captions that have not changed."""
+        return without(self._stored.captions, self._changed)
+
+    def sizes_of(self, pictures: list[str]) -> dict[str, Size]:
+        """The sizes of those pictures that are known."""
+        if self.is_as_stored and pictures is self.picture_names:
+            return dict(zip(pictures, self._stored.sizes, strict=True))
+        known = self.pictures
+        return {name: known[name].size_wh for name in pictures if name in known}
+
+    def texts_of(self, captions: list[str]) -> list[str] | None:
+        """The texts of caption files, if just these were here before, none has changed, and no encoding is doubtful."""
+        stored = self._stored
+        if not self.is_as_stored or captions != stored.caption_names or "gbk" in stored.encodings:
+            return None
+        return stored.texts
 
     def caption(self, name: str, opened: OpenedFolder) -> CaptionFile | None:
         """A caption file, read where it is new or has changed; what `read_caption_file` raises."""
@@ -62,6 +88,19 @@ class FolderIndex:
             self.captions[name] = file
             self.has_changed = True
         return file
+
+    def new_captions(self, names: Collection[str]) -> list[str]:
+        """Those of some caption files that are to be read."""
+        if self.texts_of(list(names)):
+            return []
+        return [name for name in names if name not in self.captions]
+
+    def take(self, names: list[str], statuses: array, contents: list[bytes]) -> None:
+        """Caption files that another process has read, as far as it could."""
+        for name, size, mtime_ns, content in zip(names, statuses[::2], statuses[1::2], contents, strict=True):
+            if size != GONE and (file := caption_of(content, mtime_ns)):
+                self.captions[name] = file
+                self.has_changed = True
 
     def note(self, name: str, decoded: Decoded) -> None:
         """Remember what a picture turned out to be."""
@@ -84,6 +123,14 @@ class FolderIndex:
     def _is_certain(self, file: Decoded | CaptionFile) -> bool:
         """Whether a file that changes after it was read has another time of change."""
         return not self._listed_ns - UNCERTAIN_NS < file.mtime_ns < time.time_ns() + UNCERTAIN_NS
+
+
+def without(files: dict[str, T], names: list[str]) -> dict[str, T]:
+    """A copy of a mapping without some of its keys."""
+    left = dict(files)
+    for name in names:
+        left.pop(name, None)
+    return left
 
 
 def digest_of(names: list[str]) -> bytes:

@@ -274,25 +274,24 @@ def _records(folder: Folder, subset: int, index: PictureIndex, unreadable: list[
     """The records of a folder; pictures without one, with reasons, are added to `unreadable`."""
     names, files = folder.pictures, folder.files()
     sizes = list(map(folder.sizes.get, names))
-    for place in [place for place, size_wh in enumerate(sizes) if size_wh is None]:
+    for place in [place for place, size_wh in enumerate(sizes) if size_wh is None] if None in sizes else []:
         try:
             sizes[place] = index.size_of(files[place]) or upright_size(files[place])
         except Exception as error:  # Pillow's readers raise many kinds on damaged files
             unreadable.append(f"{files[place]} ({unreadable_reason(files[place], error)})")
     captions = list(map(folder.captions.get, names))
-    fallback = folder.subset.class_tokens or ""
-    columns = (
-        files,
-        sizes,
-        [fallback if caption is None else caption for caption in captions],
-        [caption is not None for caption in captions],
-        repeat(subset),
-        map(folder.masks.get, names),
-        map(folder.gone.__contains__, names),
-    )
-    rows = zip(*columns, strict=False)
-    records = map(partial(tuple.__new__, ImageRecord), rows)  # the NamedTuple's own constructor takes twice as long
-    return [record for record in records if record.size_wh]
+    are_found: Iterable[bool] = repeat(True)
+    if None in captions:
+        are_found = [caption is not None for caption in captions]
+        fallback = folder.subset.class_tokens or ""
+        captions = [fallback if caption is None else caption for caption in captions]
+    masks = map(folder.masks.get, names) if folder.masks else repeat(None)
+    are_gone = map(folder.gone.__contains__, names) if folder.gone else repeat(False)
+    rows = zip(files, sizes, captions, are_found, repeat(subset), masks, are_gone, strict=False)
+    records = list(
+        map(partial(tuple.__new__, ImageRecord), rows)
+    )  # the NamedTuple's own constructor takes twice as long
+    return [record for record in records if record.size_wh] if None in sizes else records
 
 
 def _by(size_wh: Size) -> str:
