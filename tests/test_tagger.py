@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from library.captioning import sinks
 from library.captioning.spelling import spaced
 from library.captioning.tagger import model_input
 from library.captioning.tags import TagRules, TagTable, TagWriter, parse_replacements
@@ -131,6 +132,16 @@ def test_one_metadata_file_takes_all_tags_and_is_gone_on_with(suffix, tmp_path, 
     assert entries[blue.as_posix()]["image_size"] == [64, 64]
     if suffix == ".json":
         assert entries[red.as_posix()] == {"tags": "mine", "caption": "kept"}
+
+
+def test_a_metadata_file_is_written_before_the_end_too(tmp_path, monkeypatch):
+    path, picture = tmp_path / "tags.json", tmp_path / "a.png"
+    sink = sinks.MetadataFile(path, tmp_path)
+    sink.write(picture, "red", (64, 64))
+    assert not path.exists()
+    monkeypatch.setattr(sinks, "SECONDS_BETWEEN_WRITES", 0)
+    sink.write(tmp_path / "b.png", "blue", (64, 64))
+    assert {entry["tags"] for entry in read_entries(path).values()} == {"red", "blue"}
 
 
 def test_a_damaged_picture_is_named_and_the_others_are_tagged(tmp_path, pictures):

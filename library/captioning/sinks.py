@@ -1,5 +1,6 @@
 """Where captions go, and which pictures have theirs already: files beside the pictures, or one metadata file."""
 
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +9,8 @@ from library.captioning.listing import caption_path, read_captions
 from library.captioning.metadata import read_metadata, write_metadata
 from library.dataset.config import Size
 from library.files import write_text_whole
+
+SECONDS_BETWEEN_WRITES = 60  # what a power cut may cost of a metadata file
 
 
 class Sink(Protocol):
@@ -47,11 +50,12 @@ class CaptionFiles:
 
 
 class MetadataFile:
-    """The key `tags` of one metadata file, written when all pictures are done, or what ends the script is."""
+    """The key `tags` of one metadata file, written once a minute, and when all is done or something ends the script."""
 
     def __init__(self, path: Path, root: Path):
         self.path = path
         self.metadata = read_metadata(path if path.is_file() else None, root, full_path=True)
+        self._written_at = time.monotonic()
 
     def has(self, picture: Path) -> bool:
         return bool(self.read(picture))
@@ -61,7 +65,10 @@ class MetadataFile:
 
     def write(self, picture: Path, text: str, size_wh: Size) -> None:
         self.metadata.entry_of(picture).update(tags=text, image_size=list(size_wh))
+        if time.monotonic() >= self._written_at + SECONDS_BETWEEN_WRITES:
+            self.close()
 
     def close(self) -> None:
         if self.metadata.entries:
             write_metadata(self.path, self.metadata.entries)
+        self._written_at = time.monotonic()
