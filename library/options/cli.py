@@ -16,7 +16,6 @@ from library.options.convert import LISTS_JOINED_BY_COMMA, Mismatch, convert, is
 from library.options.fields import REQUIRED, Flag, OptionGroup, flags_of
 from library.options.groups import ConfigOptions
 from library.options.honoured import refusals_for
-from library.options.imports import translate
 from library.options.places import COMMAND_LINE, in_place, subject, with_place
 from library.options.recorded import FORMAT, left_out_of_record, options_of_record
 from library.secrets import HIDDEN, hide
@@ -197,6 +196,8 @@ def _second_value(word: str, written: list[str]) -> str:
 
 def _read_file(reading: Reading, config_file: str, strict: bool) -> None:
     """Take what a file has; one of another tool is translated first, which the log says."""
+    from library.options.imports import translate  # a tenth of the time of --help, which needs none
+
     path = config_path(config_file)
     try:
         given = read_config(path)
