@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from library.errors import UserError
 from library.families.base import AdapterTarget
 from networks.base import AdapterNetwork
 from networks.building import dropouts_of, network_of_file, network_of_ranks
@@ -58,7 +59,8 @@ def create_network(
         make = partial(DoraAdapter, on_output=given.get("wd_on_output", False), **dropouts)
     warn_of_consumers(given)
     kind = PissaNetwork if begins == "pissa" else LoraNetwork
-    return network_of_ranks(kind, targets, network_dim, network_alpha, given, make)
+    network = network_of_ranks(kind, targets, network_dim, network_alpha, given, make)
+    return perturbed(network, given)
 
 
 def create_network_from_weights(
@@ -70,11 +72,21 @@ def create_network_from_weights(
 
     def make(target: AdapterTarget, weights: Mapping[str, Tensor]) -> LoraAdapter:
         if "dora_scale" in weights:
+            if "ggpo_sigma" in given:
+                raise UserError("a layer of DoRA, which --network_args ggpo_sigma is not for")
             is_on_output = is_of_outputs(weights["dora_scale"])
             return of_weights(partial(DoraAdapter, on_output=is_on_output, **dropouts), target, weights)
         return of_weights(partial(LoraAdapter, **dropouts), target, weights)
 
-    return network_of_file(LoraNetwork, targets, path, given, rank_of, make, OF_FILE)
+    network = network_of_file(LoraNetwork, targets, path, given, rank_of, make, OF_FILE)
+    return perturbed(network, given)
+
+
+def perturbed(network: LoraNetwork, given: Mapping[str, Any]) -> LoraNetwork:
+    """The network, trained with the perturbations that are given."""
+    if given.get("ggpo_sigma"):
+        network.perturb(given["ggpo_sigma"], given["ggpo_beta"])
+    return network
 
 
 def of_weights(make: Callable[..., LoraAdapter], target: AdapterTarget, weights: Mapping[str, Tensor]) -> LoraAdapter:

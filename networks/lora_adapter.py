@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from library.families.base import AdapterTarget
 from library.layers.flat import GradientSink
 from networks.base import Adapter, AdapterNetwork
+from networks.ggpo import Perturbation, Perturbations
+from networks.hooks import Kept
 from networks.lora_function import LoraFunction, hidden_of
 from networks.lora_norms import norms_of
 from networks.shared_input import SharedInput, share_input
@@ -17,6 +20,26 @@ from networks.shared_input import SharedInput, share_input
 
 class LoraNetwork(AdapterNetwork):
     """LoRA on all targets; where weights are in one buffer, layers that read the same tensor compute together."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.perturbations: Perturbations | None = None
+
+    def perturb(self, sigma: float, beta: float) -> None:
+        """Train at weights that are disturbed at random (LoRA-GGPO)."""
+        adapters = [adapter for adapter in self.adapters() if isinstance(adapter, LoraAdapter)]
+        self.perturbations = Perturbations(adapters, sigma, beta)
+
+    def training_begins(self, num_steps: int, step: int) -> None:
+        if self.perturbations:
+            self.perturbations.begin()
+
+    def weights_updated(self, taken: Tensor | bool) -> None:
+        if self.perturbations:
+            self.perturbations.update(taken)
+
+    def kept(self) -> dict[str, Kept]:
+        return {"the perturbations of weights (ggpo_sigma)": self.perturbations} if self.perturbations else {}
 
     def norms(self) -> Tensor:
         adapters = self.adapters()
@@ -73,6 +96,7 @@ class LoraAdapter(Adapter):
         self.scale = alpha / rank
         self.flat: tuple[Tensor, Tensor, GradientSink] | None = None  # A, B and their gradients in shared buffers
         self.shared: SharedInput | None = None  # with the layers beside this one that read the same
+        self.perturbation: Perturbation | None = None  # of the weight, while training
 
     def initialise(self) -> None:
         """A as kohya draws it, B zero."""
@@ -84,6 +108,13 @@ class LoraAdapter(Adapter):
         self.scale = self.alpha.item() / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
+        output = self.changed_output(x)
+        if self.perturbation and self.training and self.multiplier:
+            return self.perturbation.added_to(output, x, self.base)
+        return output
+
+    def changed_output(self, x: Tensor) -> Tensor:
+        """What the layer gives with this adapter."""
         if self.is_stacked or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
             return super().forward(x)  # a compiler makes one function of the layer by itself
         if self.multiplier == 0 or self._is_dropped():

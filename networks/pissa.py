@@ -1,4 +1,8 @@
-"""PiSSA (arXiv:2404.02948): LoRA that begins with the largest singular vectors of the weight."""
+"""PiSSA (arXiv:2404.02948): A and B begin as the weight's own largest singular vectors, and so learn those first.
+
+The base stays whole: what is added is B A less its beginning B0 A0, as (B - B0) A + B0 (A - A0), which is exactly 0 at
+the start. In files this is a plain LoRA of twice the rank.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,7 @@ OVERSAMPLING, POWER_ITERATIONS = 8, 16
 
 
 class PissaAdapter(LoraAdapter):
-    """PiSSA (arXiv:2404.02948): A and B begin as the weight's own largest singular vectors, and so learn those first.
-
-    The base stays whole: what is added is B A less its beginning B0 A0, as (B - B0) A + B0 (A - A0), which is exactly 0
-    at the start. In files this is a plain LoRA of twice the rank.
-    """
+    """A and B of one layer, with their beginnings beside them."""
 
     def __init__(self, target: AdapterTarget, rank: int, alpha: int | float, *others: Any, **dropouts: Any):
         super().__init__(target, rank, alpha, *others, **dropouts)
