@@ -16,6 +16,7 @@ from library.families import writes_text
 from library.families.clip_vocabulary import CHUNK
 from library.families.detect import CheckpointInfo, read_shapes
 from library.files import existing_part
+from library.network_choice import arguments_module
 from library.options.derived import network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.training.plan import StepPlan, save_every_n_epochs
@@ -29,6 +30,7 @@ ADAPTED = re.compile(
 PER_RANK = {"sd1": (423_936, 165_888), "sd2": (432_128, 423_936), "sdxl": (2_659_840, 903_168)}
 SDXL_TEXT_FLOATS = 768 + 1280  # of a token, and 1280 more of the whole text
 STATE_FLOATS = 3  # for each parameter: itself, and two averages of most optimizers
+ADALORA, ADALORA_FLOATS = "networks.adalora", 2  # for each parameter: its importance, and how uncertain that is
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,21 @@ def num_parameters(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> 
     arguments = network_arguments(options)
     if network_module(options) != "networks.lora" or any(name.startswith("block_dims") for name in arguments):
         return 0
-    if options.dim_from_weights:
-        return 0
-    unet, text = _parameters_per_rank(checkpoint)
-    unet *= not options.network_train_text_encoder_only
-    text *= not options.network_train_unet_only
-    return (unet + text) * (options.network_dim or 4)
+    return 0 if options.dim_from_weights else _of_rank_1(options, checkpoint) * (options.network_dim or 4)
+
+
+def state_bytes(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> int:
+    """What a state takes; AdaLoRA's has more ranks than its files. 0 where that cannot be told."""
+    parameters, kept = num_parameters(options, checkpoint), int(options.ema)
+    if network_module(options) == ADALORA:
+        module = arguments_module(options)
+        rank = options.network_dim or module.DEFAULT_RANK
+        parameters = _of_rank_1(options, checkpoint) * module.first_rank(
+            rank, rank, module.read(network_arguments(options))
+        )
+        kept += ADALORA_FLOATS
+    size = 2 if options.full_fp16 or options.full_bf16 else 4
+    return parameters * (STATE_FLOATS * size + kept * 4)
 
 
 def num_checkpoints(options: TrainNetworkOptions, plan: StepPlan) -> int:
@@ -117,11 +128,11 @@ def _output_needs(options: TrainNetworkOptions, checkpoint: CheckpointInfo, plan
     num_files = num_checkpoints(options, plan)
     networks = num_files * parameters * (2 if in_half else 4)
     num_states = num_files if options.save_state else int(options.save_state_on_train_end)
-    states = num_states * parameters * (2 if options.full_fp16 or options.full_bf16 else 4)
-    present = _bytes_in(folder) if networks else 0
+    states = num_states * state_bytes(options, checkpoint)
+    present = _bytes_in(folder) if networks or states else 0
     return [
         DiskNeed("network files", folder, num_files, networks, max(0, networks - present)),
-        DiskNeed("states", folder, num_states, states * STATE_FLOATS, max(0, states - present)),
+        DiskNeed("states", folder, num_states, states, max(0, states - present)),
     ]
 
 
@@ -149,6 +160,12 @@ def cache_needs(
             present = _bytes_in(folder) if num_bytes else 0
             needs.append(DiskNeed(what, folder, num_files, num_bytes, max(0, num_bytes - present)))
     return needs
+
+
+def _of_rank_1(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> int:
+    """Parameters that each rank of what is trained has."""
+    unet, text = _parameters_per_rank(checkpoint)
+    return unet * (not options.network_train_text_encoder_only) + text * (not options.network_train_unet_only)
 
 
 def _parameters_per_rank(checkpoint: CheckpointInfo) -> tuple[int, int]:

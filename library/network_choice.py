@@ -4,6 +4,7 @@ import difflib
 import importlib
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from library.errors import UserError
 from library.families.kinds import Shapes
@@ -43,11 +44,9 @@ def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None
 
     As far as that can be told without torch.
     """
-    arguments = network_arguments(options)
-    name = f"{network_module(options)}_arguments"
-    if not name.startswith("networks.") or not importlib.util.find_spec(name):
+    arguments, module = network_arguments(options), arguments_module(options)
+    if module is None:
         return
-    module = importlib.import_module(name)
     module.check_arguments(arguments)
     if hasattr(module, "check_options"):
         module.check_options(options, arguments)
@@ -61,6 +60,20 @@ def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None
         raise UserError(*(f"--network_weights: {file} does not fit this run: {problem}" for problem in problems))
     if not options.dim_from_weights and hasattr(module, "check_ranks"):
         module.check_ranks(weights, options.network_weights, options.network_dim, arguments)
+
+
+def check_network_steps(options: TrainNetworkOptions, num_steps: int) -> None:
+    """UserError for --network_args that a run of so many steps cannot do."""
+    module = arguments_module(options)
+    if hasattr(module, "check_steps"):
+        module.check_steps(network_arguments(options), num_steps)
+
+
+def arguments_module(options: TrainNetworkOptions) -> ModuleType | None:
+    """What knows the arguments of a network of our own."""
+    name = f"{network_module(options)}_arguments"
+    is_ours = name.startswith("networks.") and importlib.util.find_spec(name)
+    return importlib.import_module(name) if is_ours else None
 
 
 def makes_networks(path: Path) -> bool:

@@ -32,7 +32,7 @@ from library.families.detect import CheckpointInfo, inspect_checkpoint
 from library.folders import cache_folder_problems, check_writable
 from library.given_files import check_lora_keys, check_network, check_thumbnail, check_vae
 from library.leftovers import remove_leftovers
-from library.network_choice import check_network_arguments, check_network_module
+from library.network_choice import check_network_arguments, check_network_module, check_network_steps
 from library.options.derived import DEFAULT_NETWORK, caches_text, network_module, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.options.launch import launch_problems
@@ -164,6 +164,7 @@ def _preflight(options: TrainNetworkOptions, wanted_family: str | None, index: P
     scanned.notes += cache_notes
     choices, repeats = choose_buckets_of(scanned), repeats_of(scanned)
     plan = plan_of(options, scanned, choices, repeats)
+    check_network_steps(options, plan.max_train_steps)
     needs = disk_needs(options, checkpoint, family, scanned, choices, plan)
     warnings = check_disk_space(needs)
     audit = audit_of(options, scanned, choices, decoded, index)

@@ -25,8 +25,9 @@ from networks.base import (
     require_same,
     under_our_names,
 )
+from networks.building import dropouts_of
 from networks.hooks import Kept
-from networks.lora import LoraAdapter, dropouts_of
+from networks.lora_adapter import LoraAdapter
 from networks.orthogonality import Orthogonality
 from networks.rank_importance import RankImportance
 

@@ -5,6 +5,7 @@ from math import ceil
 from typing import Any
 
 from library.errors import UserError
+from library.options.groups import NetworkOptions
 from networks.arguments import read_arguments
 
 ARGUMENTS = {
@@ -48,6 +49,21 @@ def check_arguments(network_args: dict[str, str]) -> None:
         problems.append("--network_args: conv_alpha needs conv_dim")
     if problems:
         raise UserError(*problems)
+
+
+def check_options(options: NetworkOptions, network_args: dict[str, str]) -> None:
+    """UserError where other options do not go with AdaLoRA."""
+    if options.dim_from_weights:
+        raise UserError(
+            "--dim_from_weights: not with networks.adalora, whose layers share the ranks of --network_dim; give "
+            "--network_module networks.lora to train on with the ranks of the file as they are, or --network_dim "
+            "instead to have them chosen anew"
+        )
+
+
+def check_steps(network_args: dict[str, str], num_steps: int) -> None:
+    """UserError where a run of so many steps leaves none to choose ranks in."""
+    schedule(read(network_args), 1, 1, num_steps)
 
 
 def first_rank(rank: int, network_dim: int | None, given: dict[str, Any]) -> int:

@@ -18,7 +18,8 @@ from networks.building import learning_rate_rules, network_of_file
 from networks.dylora_arguments import check_arguments as check_arguments
 from networks.dylora_arguments import rank_problems, read
 from networks.dylora_arguments import wants_convolutions as wants_convolutions
-from networks.lora import LoraAdapter, rank_of
+from networks.lora import rank_of
+from networks.lora_adapter import LoraAdapter
 from networks.lora_arguments import DEFAULT_RANK
 
 logger = logging.getLogger(__name__)

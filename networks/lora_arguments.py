@@ -1,10 +1,11 @@
 """The `--network_args` of networks.lora. Needs no torch."""
 
 import logging
+from math import inf
 from typing import Any
 
 from library.errors import UserError
-from library.options.groups import NetworkOptions
+from library.options.groups import NetworkOptions, TrainNetworkOptions
 from networks import blocks, patterns
 from networks.arguments import one_of, read_arguments, truth
 
@@ -16,6 +17,7 @@ LORA_PLUS_ARGUMENTS = {
     "loraplus_unet_lr_ratio": float,
     "loraplus_text_encoder_lr_ratio": float,
 }
+GGPO_ARGUMENTS = {"ggpo_sigma": float, "ggpo_beta": float}
 RANKS_AND_DROPOUTS = {
     "conv_dim": int,
     "conv_alpha": float,
@@ -28,6 +30,7 @@ ARGUMENTS = {
     **SHARED_ARGUMENTS,
     **DORA_ARGUMENTS,
     **LORA_PLUS_ARGUMENTS,
+    **GGPO_ARGUMENTS,
     "init": one_of("kaiming", "orthogonal", "pissa"),
     "train_norm": truth,
     "train_bias": truth,
@@ -46,10 +49,17 @@ def read(network_args: dict[str, str]) -> dict[str, Any]:
 def check_arguments(network_args: dict[str, str]) -> None:
     """UserError where `--network_args` has something that is not for LoRA."""
     given = read(network_args)
-    check_together(given, {"wd_on_output": ("dora",)})
+    needs = {"wd_on_output": ("dora",), "ggpo_sigma": ("ggpo_beta",), "ggpo_beta": ("ggpo_sigma",)}
+    check_together(given, needs)
+    if problems := [
+        f"--network_args: {name} must be 0 or a larger number, got {given[name]}"
+        for name in GGPO_ARGUMENTS
+        if not 0 <= given.get(name, 0) < inf
+    ]:
+        raise UserError(*problems)
     if not given.get("dora"):
         return
-    if others := [name for name in ("init", "train_bias") if given.get(name)]:
+    if others := [name for name in ("init", "train_bias", "ggpo_sigma") if given.get(name)]:
         raise UserError(f"--network_args: {' and '.join(others)}: not with dora=True; leave out one of the two")
     if given.get("wd_on_output"):
         logger.warning(
@@ -74,10 +84,18 @@ def check_together(given: dict[str, Any], more: dict[str, tuple[str, ...]]) -> N
         raise UserError(*problems)
 
 
-def check_options(options: NetworkOptions, network_args: dict[str, str]) -> None:
+def check_options(options: TrainNetworkOptions, network_args: dict[str, str]) -> None:
     """UserError where other options do not go with the arguments."""
-    if read(network_args).get("init") != "pissa" or options.dim_from_weights:
-        return
+    given, problems = read(network_args), []
+    if given.get("ggpo_sigma") and options.torch_compile:
+        problems.append("--torch_compile: not with --network_args ggpo_sigma, whose random numbers cannot be compiled")
+    problems += problems_of_pissa(options) if given.get("init") == "pissa" and not options.dim_from_weights else []
+    if problems:
+        raise UserError(*problems)
+
+
+def problems_of_pissa(options: NetworkOptions) -> list[str]:
+    """With other options."""
     problems = []
     if options.scale_weight_norms:
         problems.append("--scale_weight_norms: not with --network_args init=pissa, whose change is no product of two")
@@ -86,8 +104,7 @@ def check_options(options: NetworkOptions, network_args: dict[str, str]) -> None
             "--network_weights: not with --network_args init=pissa, whose files are plain LoRA of twice the rank; "
             "give --dim_from_weights to train on from one"
         )
-    if problems:
-        raise UserError(*problems)
+    return problems
 
 
 def needs_base_weights(network_args: dict[str, str]) -> bool:

@@ -17,7 +17,8 @@ from library.layers.flat import GradientSink
 from library.layers.frozen import add_product, input_gradient_of, output_of, product_of
 from networks.base import AdapterNetwork
 from networks.building import dropouts_of, network_of_file, network_of_ranks
-from networks.lora import LoraAdapter, of_weights, rank_of
+from networks.lora import of_weights, rank_of
+from networks.lora_adapter import LoraAdapter
 from networks.lora_arguments import OF_FILE
 from networks.lora_fa_arguments import check_arguments as check_arguments
 from networks.lora_fa_arguments import read

@@ -7,6 +7,9 @@ from torch import nn
 
 from library.errors import UserError
 from library.families.base import AdapterTarget
+from library.options.cli import read_options
+from library.options.groups import TrainNetworkOptions
+from library.preflight import preflight
 from networks import adalora, lora
 from networks.adalora import AdaLoraNetwork
 from networks.adalora_arguments import Schedule, check_arguments, check_ranks, schedule
@@ -167,6 +170,28 @@ def test_a_run_ends_at_its_budget_goes_on_to_the_bit_and_is_drawn_by_others(tiny
 def test_mistakes_are_sentences(given, problem):
     with pytest.raises(UserError, match=problem):
         check_arguments(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (dict(network_args=["t_init=6", "t_final=2"]), "t_init .6 steps. and t_final .2 steps. none of the 8 steps"),
+        (
+            dict(dim_from_weights=True),
+            "--dim_from_weights: not with networks.adalora, .* networks.lora to",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_without_torch(options, problem, tiny_file, pictures, tmp_path):
+    weights = tmp_path / "a.safetensors"
+    lora.create_network([AdapterTarget("lora_unet_0", nn.Linear(12, 8), "unet")], 4, 4).save_weights(
+        weights, None, None
+    )
+    more = dict(network_weights=weights) if "dim_from_weights" in options else {}
+    arguments = tiny.arguments(tiny_file, pictures, tmp_path / "out", **(WORDS | options | more))
+    options = read_options(TrainNetworkOptions, arguments)
+    with pytest.raises(UserError, match=problem):
+        preflight(options)
 
 
 def test_a_file_of_more_ranks_than_there_are_is_refused():

@@ -20,7 +20,9 @@ from library.families.clip import build_tokenizer, weighted_tokens
 from library.families.clip_vocabulary import token_counts
 from library.families.detect import inspect_checkpoint
 from library.network_files import read_weights
+from library.options.cli import read_options
 from library.options.groups import TrainNetworkOptions
+from library.preflight import preflight
 from library.training.plan import step_plan
 from tests import tiny
 from tests.test_mistakes import run
@@ -193,6 +195,17 @@ def test_size_of_a_network_is_told_beforehand(kind, unet_only, request, pictures
     told = disk_space.num_parameters(options, inspect_checkpoint(str(model)))
     weights = read_weights(tmp_path / "lora.safetensors")
     assert told == pytest.approx(sum(w.numel() for name, w in weights.items() if "alpha" not in name), rel=0.05)
+
+
+@pytest.mark.parametrize("more", [{}, {"ema": True}, {"network_module": "networks.adalora", "ema": True}])
+def test_size_of_a_state_is_told_beforehand(more, tiny_file, pictures, tmp_path):
+    more = dict(network_dim=32, max_train_steps=1, save_state_on_train_end=True) | more
+    arguments = tiny.arguments(tiny_file, pictures, tmp_path / "out", **more)
+    needs = preflight(read_options(TrainNetworkOptions, arguments)).disk_needs
+    (told,) = (need.num_bytes for need in needs if need.what == "states")
+    train(arguments)
+    found = sum(path.stat().st_size for path in (tmp_path / "out" / "lora-state").iterdir())
+    assert told == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from library.layers.fp8 import hold_in_fp8
 from library.layers.onednn import compute_with_onednn
 from library.training.flat_optimizer import FlatOptimizer, can_be_flat
 from networks.base import AdapterNetwork
-from networks.lora import LoraAdapter, LoraNetwork
+from networks.lora_adapter import LoraAdapter, LoraNetwork
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 8), (2, 5, 12)),

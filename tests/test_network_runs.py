@@ -20,11 +20,17 @@ RUNS = {
     ),
     "pissa": dict(network_args=["init=pissa", "conv_dim=2"]),
     "norms and biases": dict(network_args=["init=orthogonal", "rslora=True", "train_norm=True", "train_bias=True"]),
+    "ggpo": dict(
+        network_args=["ggpo_sigma=0.1", "ggpo_beta=0.1", "conv_dim=2"],
+        gradient_checkpointing=True,
+        gradient_accumulation_steps=2,
+        max_train_epochs=4,
+    ),
     "by name": dict(network_args=["network_reg_dims=attn2=2,ff=0", "network_reg_lrs=attn2=0.01"]),
 }
 
 
-@pytest.mark.parametrize("name", ["lora_fa", "dylora", "oft of lycoris", "pissa", "norms and biases"])
+@pytest.mark.parametrize("name", ["lora_fa", "dylora", "oft of lycoris", "pissa", "norms and biases", "ggpo"])
 def test_a_resumed_run_of_every_network_ends_in_the_same_bits(name, tiny_folder, pictures, tmp_path):
     common = dict(max_train_epochs=2, save_every_n_steps=3, learning_rate=0.01) | RUNS[name]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -62,6 +68,16 @@ MISTAKES = {
     ),
     "network_reg_dims must be expression=rank, several separated by commas": dict(
         network_args=["network_reg_dims=attn2"]
+    ),
+    "--network_args: ggpo_sigma needs ggpo_beta": dict(network_args=["ggpo_sigma=0.03"]),
+    "--network_args: ggpo_beta needs ggpo_sigma": dict(network_args=["ggpo_beta=0.03"]),
+    "ggpo_beta must be 0 or a larger number, got -0.01": dict(network_args=["ggpo_sigma=0.03", "ggpo_beta=-0.01"]),
+    "ggpo_sigma must be 0 or a larger number, got nan": dict(network_args=["ggpo_sigma=nan", "ggpo_beta=0"]),
+    "--network_args: ggpo_sigma: not with dora=True": dict(
+        network_args=["ggpo_sigma=0.03", "ggpo_beta=0.01", "dora=True"]
+    ),
+    "--torch_compile: not with --network_args ggpo_sigma": dict(
+        network_args=["ggpo_sigma=0.03", "ggpo_beta=0.01"], torch_compile=True
     ),
     "--scale_weight_norms: not with --network_args init=pissa": dict(
         network_args=["init=pissa"], scale_weight_norms=1.0

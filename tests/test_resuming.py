@@ -58,6 +58,7 @@ SETTINGS = {  # options, and the batch (of 16, 8 an epoch) that is computed when
     "LoRA-FA": (dict(network_module="networks.lora_fa", network_args=["conv_dim=2"]), 6),
     "DyLoRA": (dict(network_module="networks.dylora", network_args=["unit=2"], network_dim=4), 6),
     "OFT": (dict(network_module="networks.oft", network_dim=4, network_train_unet_only=True), 6),
+    "GGPO": (dict(network_args=["ggpo_sigma=0.1", "ggpo_beta=0.1"], gradient_accumulation_steps=3), 5),
     "PiSSA": (dict(network_args=["init=pissa"], train_batch_size=2), 3),
     "average": (dict(ema=True, ema_decay=0.9, save_every_n_epochs=1), 5),
     "U-Net alone": (dict(network_train_unet_only=True, train_batch_size=2, network_args=["conv_dim=2"]), 3),

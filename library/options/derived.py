@@ -69,7 +69,7 @@ def chooses_own_rate(options: Any) -> bool:
 
 def has_dropout(options: Any) -> bool:
     """Whether the network draws random numbers in a forward pass, as far as its arguments tell."""
-    names = ("dropout", "rank_dropout", "module_dropout")
+    names = ("dropout", "rank_dropout", "module_dropout", "ggpo_sigma")
     given = network_arguments(options)
     draws = options.network_dropout or network_module(options) in DRAWING_NETWORKS
     return bool(draws) or any(given.get(name, "0") not in ("0", "0.0", "None") for name in names)

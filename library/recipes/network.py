@@ -204,10 +204,13 @@ def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -
 
 
 def trained_groups(network: nn.Module, options: TrainNetworkOptions) -> list[dict]:
-    """The parameters to train, in groups of one learning rate; UserError where there are none."""
+    """The parameters to train, in groups of one learning rate; UserError where there are none. Others are frozen."""
     groups = network.param_groups(*learning_rates(options))
     if not groups:
         raise UserError("nothing is trained: all learning rates, times their weights in --network_args, are 0")
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
     return groups
 
 

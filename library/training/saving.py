@@ -162,7 +162,7 @@ def share_alike(folder: Path) -> None:
 
 
 def state_bytes(accelerator: Accelerator) -> int:
-    """What the weights and optimizers of a state take on disk."""
+    """What the weights and optimizers of a state take on disk, and what else is kept, such as averages."""
     weights = [value for model in accelerator._models for value in model.state_dict().values()]
     moments = [
         value
@@ -171,4 +171,12 @@ def state_bytes(accelerator: Accelerator) -> int:
         if isinstance(values, dict)  # what belongs to no parameter may be anything
         for value in values.values()
     ]
-    return sum(getattr(value, "nbytes", 0) for value in [*weights, *moments])  # some moments are plain numbers
+    others = leaves_of([thing.state_dict() for thing in accelerator._custom_objects])
+    return sum(getattr(value, "nbytes", 0) for value in [*weights, *moments, *others])  # some moments are plain numbers
+
+
+def leaves_of(value: Any) -> list[Any]:
+    """What dicts and lists hold, and those in them."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for item in value for leaf in leaves_of(item)] if isinstance(value, list) else [value]

@@ -120,7 +120,7 @@ def why_not_captured(
         "there is no NVIDIA GPU": device.type != "cuda",
         "the text encoder is trained, whose captions come from the host": family.trains_text_encoder,
         "this kind of network does not keep its gradients in one place": flat is None,
-        "dropouts draw random numbers in the middle of a step": has_dropout(options),
+        "dropouts or perturbations draw random numbers in the middle of a step": has_dropout(options),
         "--cpu_offload_checkpointing moves values to the computer's memory": options.cpu_offload_checkpointing,
         "--blocks_to_swap moves weights in the middle of a step": bool(options.blocks_to_swap),
         "--torch_compile records by itself": options.torch_compile,
