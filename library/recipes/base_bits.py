@@ -3,6 +3,7 @@
 Noise, timesteps and conditioning are the same for all forms; those of the text come from encoders in fp32.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ class Answers:
 
 def compare_forms(checkpoint: str, pictures: Sequence[Path], captions: Sequence[str], size: int) -> Iterator[str]:
     """The lines of a table, each when it is known; one form of the model is in memory at a time."""
-    yield from HEAD
     name = family_of_kind(inspect_checkpoint(checkpoint))
+    yield from HEAD
     questions: list[Question] = []
     answers: dict[str, Answers] = {}
     weights: dict[str, Tensor] = {}  # of the network
@@ -64,6 +65,8 @@ def compare_forms(checkpoint: str, pictures: Sequence[Path], captions: Sequence[
         questions = questions or questions_of(family, options, pictures, captions, size)
         weights = weights or random_weights(family)
         answers[form] = answers_of(family, options, questions, weights)
+        del family
+        gc.collect()  # its parts know each other
         yield row(form, answers)
 
 
