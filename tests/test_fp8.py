@@ -66,6 +66,24 @@ def test_weights_of_any_size_keep_4_significant_bits(size):
     assert not held(layer).weight.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [2.0**-28, 1.0, 2.0**7])
+def test_every_number_is_read_as_pytorch_reads_it(scale, dtype):
+    """On a processor too, where the bits are moved instead; all but the two that are no numbers."""
+    stored = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    stored = stored[stored.float().isfinite()].view(-1, 2)
+    layer = held(nn.Linear(2, 127).to(dtype))
+    layer.stored, layer.scale = nn.Parameter(stored, requires_grad=False), scale
+    assert torch.equal(layer.weight, stored.to(dtype) * scale)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_weight_stays_broken(bad):
+    layer = nn.Linear(64, 64).requires_grad_(False)
+    layer.weight[3, 4] = bad
+    assert not held(layer)(torch.ones(1, 64)).isfinite().all()
+
+
 def weights_kept(unet) -> list[Tensor]:
     """What a forward pass keeps for the backward pass of the size of a large weight."""
     sizes = {p.numel() for p in unet.parameters() if p.ndim > 1 and p.numel() > 10_000}

@@ -167,6 +167,7 @@ TORCH_FREE = (
     "tools.cache_latents",
     "tools.cache_text_encoder_outputs",
     "tools.clean_captions",
+    "tools.compare_base_bits",
     "tools.compare_networks",
     "tools.install",
     "tools.make_captions",

@@ -46,6 +46,17 @@ def test_zeros_and_layers_of_other_sizes():
     assert torch.equal(model[1](torch.zeros(32, 16)), model[1].bias.expand(32, 16))
 
 
+def test_a_device_without_the_product_is_found_before_the_model_is_loaded(tiny_file, pictures, tmp_path, monkeypatch):
+    def missing(*matrices):
+        raise NotImplementedError("The operator 'aten::_int_mm' is not implemented\nmore of it")
+
+    monkeypatch.setattr(torch, "_int_mm", missing)
+    with pytest.raises(UserError) as raised:
+        train(tiny.arguments(tiny_file, pictures, tmp_path / "out", base_quantization="int8"))
+    reason = "The operator 'aten::_int_mm' is not implemented"
+    assert str(raised.value) == f"--base_quantization int8 does not work on this cpu ({reason}); leave it out"
+
+
 def test_a_network_trains_on_it(tiny_file, pictures, tmp_path):
     words = {"base_quantization": "int8", "network_train_unet_only": True}
     train(tiny.arguments(tiny_file, pictures, tmp_path / "out", **words))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from library.families.base import AdapterTarget
 from library.layers.fp8 import hold_in_fp8
 from library.layers.int8 import hold_in_int8
-from library.layers.nf4 import NF4, hold_in_nf4, packed, unpacked, unpacked_by_bitsandbytes
+from library.layers.nf4 import NF4, has_kernels, hold_in_nf4, packed, unpacked, unpacked_by_bitsandbytes
 from networks.lora import create_network
 from tests import tiny
 from train_network import train
@@ -40,7 +40,11 @@ def nearest(weight: Tensor) -> Tensor:
 
 @layers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_held_layer_and_its_gradient_are_those_of_the_nearest_numbers(kind, dtype):
+@pytest.mark.parametrize("by_bitsandbytes", [True, False])
+def test_a_held_layer_and_its_gradient_are_those_of_the_nearest_numbers(by_bitsandbytes, kind, dtype, monkeypatch):
+    if by_bitsandbytes:
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("library.layers.nf4.has_kernels", lambda device: by_bitsandbytes)
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
     layer = make().to(dtype).requires_grad_(False)
@@ -72,6 +76,15 @@ def test_bitsandbytes_unpacks_what_is_packed_here_and_rounds_no_better():
 
 
 UNPACKS = unpacked, unpacked_by_bitsandbytes
+
+
+def test_bitsandbytes_is_used_where_it_unpacks_right(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    device = torch.device("cpu")
+    assert has_kernels.__wrapped__(device)
+    assert not has_kernels.__wrapped__(torch.device("meta"))
+    monkeypatch.setattr("library.layers.nf4.unpacked_by_bitsandbytes", lambda *given: unpacked(*given) + 1)
+    assert not has_kernels.__wrapped__(device)
 
 
 def linear_of(weight: Tensor) -> nn.Linear:

@@ -10,6 +10,13 @@ from library.layers.converted import Converted
 
 STORED_DTYPE = torch.float8_e4m3fn  # arXiv:2209.05433: 4 significant bits, 2^-9 to 448
 SMALLEST_PEAK = 2.0**-20  # layers of smaller weights, such as zeros, are scaled no further
+# Formats with exponents of 8 bits around 127: where an e4m3 number's bits go, and which they are there
+PLACES = {
+    torch.float32: (torch.int32, 20, -(2**31) | 0x7F << 20),
+    torch.bfloat16: (torch.int16, 4, -(2**15) | 0x7F << 4),
+}
+LARGER = 2.0**120  # since e4m3's exponents are around 7
+LARGEST_SCALE = 64.0  # times which that is still a number in fp32
 
 
 def hold_in_fp8(model: nn.Module) -> None:
@@ -35,6 +42,8 @@ def scale_of(weight: Tensor) -> float:
     if weight.is_meta:  # it has no values
         return 1.0
     peak = max(weight.abs().max().item(), SMALLEST_PEAK)
+    if not math.isfinite(peak):
+        return math.nan  # such a model is no better in 8 bits
     return 2.0 ** (1 - math.frexp(torch.finfo(STORED_DTYPE).max / peak)[1])
 
 
@@ -45,7 +54,15 @@ class StoredInFp8(Converted):
     scale: float
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
+        if self.stored.device.type == "cpu" and dtype in PLACES and self.scale <= LARGEST_SCALE:
+            return moved_bits(self.stored, dtype).mul_(LARGER * self.scale)
         return self.stored.to(dtype).mul_(self.scale)
+
+
+def moved_bits(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers over `LARGER`: PyTorch converts fp8 on a processor one at a time, but shifts many."""
+    integers, places, mask = PLACES[dtype]
+    return stored.view(torch.int8).to(integers).bitwise_left_shift_(places).bitwise_and_(mask).view(dtype)
 
 
 class Linear(StoredInFp8, converted.Linear):

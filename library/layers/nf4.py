@@ -119,8 +119,8 @@ def unpacked_by_bitsandbytes(stored: Tensor, peaks: Tensor, dtype: torch.dtype) 
 
 @lru_cache
 def has_kernels(device: torch.device) -> bool:
-    """Whether bitsandbytes unpacks on this device as we do; only a GPU gains by it."""
-    if device.type != "cuda" or find_spec("bitsandbytes") is None:
+    """Whether bitsandbytes unpacks on this device as we do."""
+    if device.type not in ("cuda", "cpu") or find_spec("bitsandbytes") is None:
         return False
     try:
         import bitsandbytes  # noqa: F401, PLC0415  registers its operators

@@ -595,7 +595,7 @@ class PrecisionOptions(OptionGroup):
     fp8_base_unet: bool = option(False, "as --fp8_base, but not the text encoders")
     base_quantization: str | None = option(
         None,
-        "how the frozen U-Net is rounded: int8 multiplies in 8 bits, nf4 stores it in 4 bits (QLoRA); for GPUs",
+        "how the frozen U-Net is rounded: int8 multiplies in 8 bits, for GPUs; nf4 stores it in 4 bits (QLoRA)",
         choices=("int8", "nf4"),
     )
     gradient_checkpointing: bool = option(False, "save memory by computing parts of the forward pass twice")

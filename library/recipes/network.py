@@ -47,6 +47,7 @@ from library.training.optimizers import OptimizerSpec, build_optimizer, check_op
 from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
     build_accelerator,
+    check_fewer_bits,
     checkpoint_function,
     choose_attention,
     full_dtype,
@@ -182,6 +183,7 @@ def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Acceler
             "them: check nvidia-smi and that torch is no CPU build, or set ACCELERATE_USE_CPU=true to train on the CPU"
         )
     check_compiler(options, accelerator.device)
+    check_fewer_bits(options, accelerator.device)
     warn_of_slow_bf16(options, accelerator.device)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from accelerate.utils import AutocastKwargs, DataLoaderConfiguration, GradientAc
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from library.errors import UserError
+from library.errors import UserError, first_line
 from library.families.base import Checkpoint, ModelFamily
 from library.layers.fp8 import hold_in_fp8
 from library.layers.int8 import hold_in_int8
@@ -84,6 +85,33 @@ def choose_attention(unet: nn.Module, options: PrecisionOptions, device: torch.d
         logger.warning("--xformers is not used, because %s; PyTorch's own attention gives the same pictures", reason)
         return
     unet.enable_xformers_memory_efficient_attention()
+
+
+def check_fewer_bits(options: PrecisionOptions, device: torch.device) -> None:
+    """Hold one small layer so and train through it: a device that cannot is found before the model is loaded."""
+    for flag, hold in ways_to_hold(options).items():
+        model = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False).to(device, weight_dtype(options))
+        x = torch.ones(32, 64, device=device, dtype=weight_dtype(options), requires_grad=True)
+        try:
+            hold(model)
+            model(x).sum().backward()
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"{flag} does not work on this {device.type} ({first_line(error)}); leave it out"
+            ) from error
+    if options.base_quantization == "int8" and device.type == "cpu":
+        logger.warning(
+            "--base_quantization int8: on a processor only wide layers are faster by it, and steps may be slower; "
+            "nf4 and --fp8_base save more memory"
+        )
+
+
+def ways_to_hold(options: PrecisionOptions) -> dict[str, Callable[[nn.Module], None]]:
+    """The flag that is given for fewer bits, with what does it; none where models stay as they are."""
+    ways = {f"--{name}": hold_in_fp8 for name in ("fp8_base", "fp8_base_unet") if getattr(options, name)}
+    if options.base_quantization:
+        ways[f"--base_quantization {options.base_quantization}"] = QUANTIZATIONS[options.base_quantization]
+    return ways
 
 
 def store_in_fewer_bits(family: ModelFamily, options: PrecisionOptions) -> None:

@@ -1,0 +1,79 @@
+"""Hold the U-Net of a base model in fewer bits and tell what it costs: memory, errors of its output, and its loss.
+
+python tools/compare_base_bits.py
+python tools/compare_base_bits.py my_model.safetensors --resolution 512 --train_data_dir my_pictures
+
+The first is of the embedded base. Prints a table; what its columns are is in docs/networks.md.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from library.dataset.config import is_picture_name
+from library.errors import UserError, run_script
+from library.importing import quick_imports
+from library.logs import start_logging
+from library.options.checks import at_least
+from library.options.cli import read_options
+from library.options.fields import OptionGroup, option
+from library.options.groups import LoggingOptions
+from library.texts import decoded
+
+HERE = Path(__file__).resolve().parents[1]
+SIDE = 64  # pixels that every size must be a multiple of
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareBitsOptions(OptionGroup):
+    """Tell what it costs to hold the U-Net of a base model in fewer bits."""
+
+    model: str = option(
+        str(HERE / "assets/demo_base"),
+        "checkpoint or diffusers folder; without it the embedded base",
+        flag_type="path",
+        is_positional=True,
+    )
+    train_data_dir: str = option(
+        str(HERE / "assets/demo_pictures/train"), "folder with pictures and captions (.txt)", flag_type="path"
+    )
+    resolution: int = option(128, "pixels of each side, to which pictures are cut")
+    max_pictures: int = option(12, "take no more pictures than these, the first by name")
+
+    def check(self) -> list[str]:
+        is_multiple = self.resolution % SIDE == 0
+        return [
+            *at_least(self, 1, "max_pictures"),
+            *at_least(self, SIDE, "resolution"),
+            *([] if is_multiple else [f"--resolution must be a multiple of {SIDE}, got {self.resolution}"]),
+        ]
+
+
+OPTIONS = CompareBitsOptions
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = read_options(OPTIONS, argv)
+    start_logging(LoggingOptions())
+    captions = captions_in(Path(options.train_data_dir), options.max_pictures)
+    with quick_imports():
+        from library.recipes.base_bits import compare_forms
+
+    for line in compare_forms(options.model, list(captions), list(captions.values()), options.resolution):
+        print(line, flush=True)
+
+
+def captions_in(folder: Path, max_pictures: int) -> dict[Path, str]:
+    """Pictures with their captions; UserError where there are none."""
+    pictures = (path for path in sorted(folder.rglob("*")) if is_picture_name(path.name))
+    pairs = ((path, path.with_suffix(".txt")) for path in pictures)
+    known = [(path, caption) for path, caption in pairs if caption.is_file()][:max_pictures]
+    if not known:
+        raise UserError(f"--train_data_dir: {folder} has no pictures with captions beside them (.txt)")
+    return {path: decoded(caption.read_bytes(), str(caption)).strip() for path, caption in known}
+
+
+if __name__ == "__main__":
+    run_script(main)
