@@ -19,7 +19,7 @@ from library.families.base import AdapterTarget
 from library.layers.flat import GradientSink
 from networks.base import Adapter, AdapterNetwork
 from networks.building import dropouts_of, network_of_file, network_of_ranks
-from networks.decomposed import Decomposed, is_of_outputs
+from networks.decomposed import Decomposed, DecomposedNetwork, is_of_outputs
 from networks.lora_arguments import OF_FILE, read
 from networks.lora_arguments import check_arguments as check_arguments
 from networks.lora_arguments import needs_base_weights as needs_base_weights
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 OVERSAMPLING, POWER_ITERATIONS = 8, 16  # of PiSSA's beginning
 
 
-class LoraNetwork(AdapterNetwork):
+class LoraNetwork(DecomposedNetwork):
     """LoRA on all targets; where weights are in one buffer, layers that read the same tensor compute together."""
 
     def norms(self) -> Tensor:
