@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from library.families.base import AdapterTarget
 from library.layers.frozen import input_gradient_of
-from networks.base import Adapter, AdapterNetwork
+from networks.base import Adapter, AdapterNetwork, over_outputs, without_bias
 from networks.dora_function import DoraFunction, DoraSink
 
 
@@ -78,7 +78,7 @@ class Decomposed(Adapter):
         down, up = self.lora_down.weight, self.lora_up.weight
         gain = self.dora_scale / self._norms(down.to(x.dtype), up.to(x.dtype))
         if self.on_output:
-            gain = self._over_outputs(gain)
+            gain = over_outputs(gain, self.base)
             return self._base_product(x) * (gain - 1) + super().delta(x) * gain
         gain = gain if gain.ndim == 4 else gain.view(-1)
         return self._base_product((x * (gain - 1)).to(x.dtype)) + super().delta((x * gain).to(x.dtype))
@@ -133,18 +133,9 @@ class Decomposed(Adapter):
         self._squares = self._squares.to(device)
         return self._squares
 
-    def _bias(self) -> Tensor | None:
-        """In the shape of outputs."""
-        bias = self.base.bias
-        return bias.view(-1, 1, 1) if bias is not None and isinstance(self.base, nn.Conv2d) else bias
-
     def _base_product(self, x: Tensor) -> Tensor:
         """What the base layer makes of x without its bias."""
-        output, bias = type(self.base).forward(self.base, x), self._bias()
-        return output if bias is None else output - bias
-
-    def _over_outputs(self, gain: Tensor) -> Tensor:
-        return gain.view(-1, 1, 1) if isinstance(self.base, nn.Conv2d) else gain.view(-1)
+        return without_bias(type(self.base).forward(self.base, x), self.base)
 
     def flat_parameters(self) -> list[nn.Parameter]:
         own = super().flat_parameters()
