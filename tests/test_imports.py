@@ -119,6 +119,7 @@ TORCH_FREE = (
     "library.preparing.upscaling",
     "library.texts",
     "library.network_choice",
+    "library.network_rules",
     "library.preflight",
     "library.report",
     "library.recipes.dataset_page",

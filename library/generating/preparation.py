@@ -141,8 +141,8 @@ def module_of(path: Path) -> str:
     except (UserError, OSError):  # which is told elsewhere
         return DEFAULT_NETWORK
     made_by = next((layer.algorithm for layer in sort_keys(header.shapes).layers.values()), None)
-    if made_by in MODULES:
-        return MODULES[made_by]
+    if made_by in MODULES or not header.shapes:
+        return MODULES.get(made_by, DEFAULT_NETWORK)
     named = header.metadata.get("ss_network_module", "")
     is_here = named.startswith("networks.") and not check_network_module(named)
     return named if is_here else DEFAULT_NETWORK
