@@ -16,7 +16,7 @@ from library.families import writes_text
 from library.families.clip_vocabulary import CHUNK
 from library.families.detect import CheckpointInfo, read_shapes
 from library.files import existing_part
-from library.network_choice import arguments_module
+from library.network_rules import rules_without_torch
 from library.options.derived import network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.training.plan import StepPlan, save_every_n_epochs
@@ -101,7 +101,7 @@ def state_bytes(options: TrainNetworkOptions, checkpoint: CheckpointInfo) -> int
     """What a state takes; AdaLoRA's has more ranks than its files. 0 where that cannot be told."""
     parameters, kept = num_parameters(options, checkpoint), int(options.ema)
     if network_module(options) == ADALORA:
-        module = arguments_module(options)
+        module = rules_without_torch(network_module(options))
         rank = options.network_dim or module.DEFAULT_RANK
         parameters = _of_rank_1(options, checkpoint) * module.first_rank(
             rank, rank, module.read(network_arguments(options))

@@ -1,13 +1,13 @@
 """--network_module and --network_args, as far as they can be checked without importing torch."""
 
 import difflib
-import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 from library.errors import UserError
 from library.families.kinds import Shapes
+from library.network_rules import rules_without_torch
 from library.options.derived import network_arguments, network_module
 from library.options.groups import TrainNetworkOptions
 from library.training.resuming import convolution_problems, part_problems
@@ -40,40 +40,34 @@ def check_network_module(name: str | None) -> list[str]:
 
 
 def check_network_arguments(options: TrainNetworkOptions, weights: Shapes | None) -> None:
-    """UserError for --network_args that the network cannot take, and --network_weights of other layers or ranks.
+    """`check_by_rules` where the network's rules need no torch."""
+    if rules := rules_without_torch(network_module(options)):
+        check_by_rules(rules, options, weights)
 
-    As far as that can be told without torch.
-    """
-    arguments, module = network_arguments(options), arguments_module(options)
-    if module is None:
-        return
-    module.check_arguments(arguments)
-    if hasattr(module, "check_options"):
-        module.check_options(options, arguments)
+
+def check_by_rules(rules: ModuleType, options: TrainNetworkOptions, weights: Shapes | None) -> None:
+    """UserError for --network_args that the network cannot take, and --network_weights of other layers or ranks."""
+    arguments = network_arguments(options)
+    rules.check_arguments(arguments)
+    if hasattr(rules, "check_options"):
+        rules.check_options(options, arguments)
     if not weights:
         return
-    problems = part_problems(options, weights, module)
+    problems = part_problems(options, weights, rules)
     if not options.dim_from_weights and None not in weights.values():
-        problems += convolution_problems(weights, module, arguments)
+        problems += convolution_problems(weights, rules, arguments)
     if problems:
         file = options.network_weights
         raise UserError(*(f"--network_weights: {file} does not fit this run: {problem}" for problem in problems))
-    if not options.dim_from_weights and hasattr(module, "check_ranks"):
-        module.check_ranks(weights, options.network_weights, options.network_dim, arguments)
+    if not options.dim_from_weights and hasattr(rules, "check_ranks"):
+        rules.check_ranks(weights, options.network_weights, options.network_dim, arguments)
 
 
 def check_network_steps(options: TrainNetworkOptions, num_steps: int) -> None:
-    """UserError for --network_args that a run of so many steps cannot do."""
-    module = arguments_module(options)
-    if hasattr(module, "check_steps"):
-        module.check_steps(network_arguments(options), num_steps)
-
-
-def arguments_module(options: TrainNetworkOptions) -> ModuleType | None:
-    """What knows the arguments of a network of our own."""
-    name = f"{network_module(options)}_arguments"
-    is_ours = name.startswith("networks.") and importlib.util.find_spec(name)
-    return importlib.import_module(name) if is_ours else None
+    """UserError for --network_args that a run of so many steps cannot do, where the network's rules need no torch."""
+    rules = rules_without_torch(network_module(options))
+    if hasattr(rules, "check_steps"):
+        rules.check_steps(network_arguments(options), num_steps)
 
 
 def makes_networks(path: Path) -> bool:

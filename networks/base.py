@@ -250,6 +250,16 @@ def build_adapters(
     return {name: adapter for name, adapter in made if adapter is not None}
 
 
+def over_outputs(numbers: Tensor, layer: nn.Module) -> Tensor:
+    """One number for each output of a layer, in a shape that what it gives can be multiplied with."""
+    return numbers.view(-1, 1, 1) if isinstance(layer, nn.Conv2d) else numbers.view(-1)
+
+
+def without_bias(output: Tensor, layer: nn.Module) -> Tensor:
+    """What a layer gives less its bias."""
+    return output if layer.bias is None else output - over_outputs(layer.bias, layer)
+
+
 def is_pointwise(layer: nn.Module) -> bool:
     """A Linear, or a convolution of 1x1: what `network_dim` (not `conv_dim`) is for."""
     return isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)

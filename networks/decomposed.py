@@ -2,23 +2,37 @@
 
 W' = m (W + s B A) / |W + s B A|, with the norms taken over the weights of each input (`dora_scale` [1, in, ...]), or of
 each output ([out, 1, ...]). What divides is taken as a constant in the backward pass (section 4.3). So W' x is the LoRA
-of x times m / |...|, or that many times the LoRA of x, and
+of x times m / |...|, or that many times the LoRA of x (`networks/dora_function.py`), and
 
     |W + s B A|^2 = |W|^2 + 2 s W.(B A) + s^2 |B A|^2
 
 costs what a LoRA costs for as many rows as its rank; nothing as large as W is made.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from library.families.base import AdapterTarget
-from library.layers.flat import Collected, Sink
 from library.layers.frozen import input_gradient_of
-from networks.base import Adapter
-from networks.lora_function import LoraFunction, add_gradients, lora_output
+from networks.base import Adapter, AdapterNetwork, over_outputs, without_bias
+from networks.dora_function import DoraFunction, DoraSink
+
+
+class DecomposedNetwork(AdapterNetwork):
+    """A network whose adapters may be `Decomposed`; these keep their norms until the weights change."""
+
+    def training_begins(self, num_steps: int, step: int) -> None:
+        super().training_begins(num_steps, step)
+        for adapter in self.decomposed():
+            adapter.keeps_norms = True
+
+    def weights_updated(self, taken: Tensor | bool) -> None:
+        super().weights_updated(taken)
+        for adapter in self.decomposed():
+            adapter.kept_norms = None
+
+    def decomposed(self) -> list["Decomposed"]:
+        return [adapter for adapter in self.adapters() if isinstance(adapter, Decomposed)]
 
 
 class Decomposed(Adapter):
@@ -29,6 +43,7 @@ class Decomposed(Adapter):
         self.input = None  # what it computes with is its own
         self.on_output = on_output
         self._squares: Tensor | None = None  # |W|^2 in fp32, in the shape of dora_scale
+        self.keeps_norms, self.kept_norms = False, None  # whether somebody says when the weights change
         weight = target.layer.weight
         shape = [1] * weight.ndim
         axis = 0 if on_output else 1
@@ -50,41 +65,45 @@ class Decomposed(Adapter):
             return Adapter.forward(self, x)
         if self._is_dropped():
             return self.base_output(x)
-        down, up, magnitude = self._weights(x.dtype)
-        gain = magnitude / self._norms(down, up)
+        sink, magnitude = None, self.dora_scale
+        if self.flat and self.training:
+            down, up, sink = self.flat
+        else:
+            down, up = self.lora_down.weight.to(x.dtype), self.lora_up.weight.to(x.dtype)
         mask_of = self._mask if self.training and (self.dropout or self.rank_dropout) else None
-        if not self.on_output:
-            return DoraFunction.apply(x, down, up, gain, self.base, self.scale, mask_of)
-        output = LoraFunction.apply(x, up, down, up, self.base, self.scale, mask_of, None)
-        gain, bias = self._over_outputs(gain), self._bias()
-        return (output * gain if bias is None else output * gain + bias * (1 - gain)).to(x.dtype)
+        values = x, self.anchor(), down, up, magnitude, self._norms_of_step(down, up)
+        return DoraFunction.apply(*values, self.base, self.scale, self.on_output, mask_of, sink)
 
     def delta(self, x: Tensor) -> Tensor:
         down, up = self.lora_down.weight, self.lora_up.weight
         gain = self.dora_scale / self._norms(down.to(x.dtype), up.to(x.dtype))
         if self.on_output:
-            gain = self._over_outputs(gain)
+            gain = over_outputs(gain, self.base)
             return self._base_product(x) * (gain - 1) + super().delta(x) * gain
         gain = gain if gain.ndim == 4 else gain.view(-1)
         return self._base_product((x * (gain - 1)).to(x.dtype)) + super().delta((x * gain).to(x.dtype))
 
-    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """A and B as this pass computes with them, and the norms in fp32."""
-        if self.flat and self.training:
-            (down, up, _), gradients, sink = self.flat
-            return Collected.apply(self.lora_up.weight, sink, gradients, down, up, self.dora_scale.detach())
-        return self.lora_down.weight.to(dtype), self.lora_up.weight.to(dtype), self.dora_scale
+    def _norms_of_step(self, down: Tensor, up: Tensor) -> Tensor:
+        """The norms, computed once between two updates of the weights where the network tells of these.
+
+        A graph that is being recorded computes its own each time.
+        """
+        if not (self.keeps_norms and self.training) or down.is_cuda and torch.cuda.is_current_stream_capturing():
+            return self._norms(down, up)
+        if self.kept_norms is None:
+            self.kept_norms = self._norms(down, up)
+        return self.kept_norms
 
     @torch.no_grad()
     def _norms(self, down: Tensor, up: Tensor) -> Tensor:
         """|W + s B A| in fp32, in the shape of dora_scale."""
-        of_both, of_change = (self._output_products if self.on_output else self._input_products)(down, up)
+        change = (self._output_squares if self.on_output else self._input_squares)(down, up)
         squares = self._base_squares(down.device)
-        squares = squares + (2 * self.scale * of_both + self.scale**2 * of_change).view_as(squares)
-        return squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+        squares = torch.add(squares, change.view_as(squares), alpha=self.scale)
+        return squares.clamp_(min=torch.finfo(torch.float32).tiny).sqrt_()
 
-    def _input_products(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """W.(B A) and |B A|^2 of each input."""
+    def _input_squares(self, down: Tensor, up: Tensor) -> Tensor:
+        """2 W.(B A) + s |B A|^2 of each input, as (2 B^T W + s B^T B A).A."""
         up, inputs, are_last = up.flatten(1), down.shape[1], False
         if down.ndim == 2:
             through = input_gradient_of(self.base, up.t().contiguous(), down.shape)  # B^T W
@@ -93,15 +112,16 @@ class Decomposed(Adapter):
             are_last = not weight.is_contiguous()  # in memory; what follows makes no copy of W
             weight, down = (value.movedim(1, -1) if are_last else value for value in (weight, down))
             through, down = up.T @ weight.flatten(1), down.flatten(1)
-        inner = (up.T @ up) @ down  # B^T B A
-        sums = ((part.float() * down.float()).sum(0) for part in (through, inner))
-        return tuple(part.view(-1, inputs).sum(0) if are_last else part.view(inputs, -1).sum(1) for part in sums)
+        through = torch.addmm(through, up.T @ up, down, beta=2, alpha=self.scale)
+        sums = through.mul_(down).sum(0, dtype=torch.float32)
+        return sums.view(-1, inputs).sum(0) if are_last else sums.view(inputs, -1).sum(1)
 
-    def _output_products(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of each output."""
+    def _output_squares(self, down: Tensor, up: Tensor) -> Tensor:
+        """The same of each output, as (2 W A^T + s B A A^T).B."""
         down, up = down.flatten(1), up.flatten(1)
-        through = self.base.weight.flatten(1).to(down.dtype) @ down.T  # W A^T
-        return tuple((part.float() * up.float()).sum(1) for part in (through, up @ (down @ down.T)))
+        through = self.base.weight.flatten(1).to(down.dtype) @ down.T
+        through = torch.addmm(through, up, down @ down.T, beta=2, alpha=self.scale)
+        return through.mul_(up).sum(1, dtype=torch.float32)
 
     @torch.no_grad()
     def _base_squares(self, device: torch.device) -> Tensor:
@@ -113,26 +133,17 @@ class Decomposed(Adapter):
         self._squares = self._squares.to(device)
         return self._squares
 
-    def _bias(self) -> Tensor | None:
-        """In the shape of outputs."""
-        bias = self.base.bias
-        return bias.view(-1, 1, 1) if bias is not None and isinstance(self.base, nn.Conv2d) else bias
-
     def _base_product(self, x: Tensor) -> Tensor:
         """What the base layer makes of x without its bias."""
-        output, bias = type(self.base).forward(self.base, x), self._bias()
-        return output if bias is None else output - bias
-
-    def _over_outputs(self, gain: Tensor) -> Tensor:
-        return gain.view(-1, 1, 1) if isinstance(self.base, nn.Conv2d) else gain.view(-1)
+        return without_bias(type(self.base).forward(self.base, x), self.base)
 
     def flat_parameters(self) -> list[nn.Parameter]:
         own = super().flat_parameters()
         return own and [*own, self.dora_scale]
 
-    def use_flat(self, values: list[Tensor], gradients: list[Tensor]) -> Sink:
-        sink = Sink()
-        self.flat = values, gradients, sink
+    def use_flat(self, values: list[Tensor], gradients: list[Tensor]) -> DoraSink:
+        sink = DoraSink(*gradients)
+        self.flat = *values[:2], sink
         return sink
 
     def delta_weight(self) -> Tensor:
@@ -164,45 +175,6 @@ class Decomposed(Adapter):
         matrix = (self.lora_up if self.on_output else self.lora_down).weight
         matrix.mul_(torch.where(factor == 1, 1.0, scaled))
         self.dora_scale.copy_(torch.where(factor == 1, self.dora_scale, self._norm_of(weight + factor * delta)))
-
-
-class DoraFunction(torch.autograd.Function):
-    """`apply(x, down, up, gain, layer, scale, mask_of)`: the LoRA of x times `gain` [1, in, ...], which is in fp32.
-
-    As with LoRA only x is kept; what the gain makes of it is made again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        down: Tensor,
-        up: Tensor,
-        gain: Tensor,
-        layer: nn.Module,
-        scale: float,
-        mask_of: Callable[[Tensor], Tensor] | None,
-    ) -> Tensor:
-        ctx.layer, ctx.scale = layer, scale
-        output, mask = lora_output(times(x, gain), down, up, layer, scale, mask_of)
-        ctx.save_for_backward(x, down, up, gain, mask)
-        return output
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, down, up, gain, mask = ctx.saved_tensors
-        to_down, to_up = torch.zeros_like(down), torch.zeros_like(up)
-        to_scaled = input_gradient_of(ctx.layer, gradient, x.shape)
-        add_gradients(ctx, (times(x, gain), down, up, mask), gradient, (to_down, to_up, to_scaled))
-        inputs = 1 if gain.ndim == 4 else x.ndim - 1
-        to_gain = (to_scaled * x).sum([axis for axis in range(x.ndim) if axis != inputs], dtype=gain.dtype)
-        to_input = times(to_scaled, gain) if ctx.needs_input_grad[0] else None
-        return to_input, to_down, to_up, to_gain.view_as(gain), None, None, None
-
-
-def times(x: Tensor, gain: Tensor) -> Tensor:
-    """x times the gain of its inputs, in the dtype of x without a copy in fp32; autograd does not know of this."""
-    return torch.mul(x, gain if gain.ndim == 4 else gain.view(-1), out=torch.empty_like(x))
 
 
 def is_of_outputs(magnitude: Tensor) -> bool:

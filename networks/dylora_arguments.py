@@ -8,6 +8,7 @@ from networks.arguments import read_arguments, truth
 from networks.lora_arguments import DEFAULT_RANK, LORA_PLUS_ARGUMENTS, Shapes, another_rank
 
 ARGUMENTS = {"conv_dim": int, "conv_alpha": float, "unit": int, "truncate": truth, **LORA_PLUS_ARGUMENTS}
+DRAWS_NUMBERS = True  # in every forward pass
 
 
 def read(network_args: dict[str, str]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from library.families.base import AdapterTarget
 from library.layers.flat import GradientSink
-from networks.base import Adapter, AdapterNetwork
+from networks.base import Adapter
+from networks.decomposed import DecomposedNetwork
 from networks.ggpo import Perturbation, Perturbations
 from networks.hooks import Kept
 from networks.lora_function import LoraFunction, hidden_of
@@ -18,7 +19,7 @@ from networks.lora_norms import norms_of
 from networks.shared_input import SharedInput, share_input
 
 
-class LoraNetwork(AdapterNetwork):
+class LoraNetwork(DecomposedNetwork):
     """LoRA on all targets; where weights are in one buffer, layers that read the same tensor compute together."""
 
     def __init__(self, *args: Any):
@@ -31,10 +32,12 @@ class LoraNetwork(AdapterNetwork):
         self.perturbations = Perturbations(adapters, sigma, beta)
 
     def training_begins(self, num_steps: int, step: int) -> None:
+        super().training_begins(num_steps, step)
         if self.perturbations:
             self.perturbations.begin()
 
     def weights_updated(self, taken: Tensor | bool) -> None:
+        super().weights_updated(taken)
         if self.perturbations:
             self.perturbations.update(taken)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from library.errors import UserError
 from library.families.base import AdapterTarget
 from library.network_files import read_weights
-from networks.base import Adapter, AdapterNetwork, build_adapters, under_our_names
+from networks.base import Adapter, AdapterNetwork, build_adapters, under_our_names, without_bias
 from networks.oft_arguments import DEFAULT_NUM_BLOCKS, read
 from networks.oft_arguments import check_arguments as check_arguments
 
@@ -76,11 +76,9 @@ class OftAdapter(Adapter):
 
     def turned(self, output: Tensor) -> Tensor:
         """(R - I)^T of a layer's output without its bias."""
-        turn, layer = self.turn().to(output.dtype), self.base
-        if isinstance(layer, nn.Linear):
-            free = output if layer.bias is None else output - layer.bias
+        turn, free = self.turn().to(output.dtype), without_bias(output, self.base)
+        if isinstance(self.base, nn.Linear):
             return torch.einsum("knm,...kn->...km", turn, free.unflatten(-1, self.blocks_shape)).flatten(-2)
-        free = output if layer.bias is None else output - layer.bias[:, None, None]
         return torch.einsum("knm,bkn...->bkm...", turn, free.unflatten(1, self.blocks_shape)).flatten(1, 2)
 
     def delta_weight(self) -> Tensor:

@@ -21,6 +21,7 @@ from library.generating.requests import PictureRequest, Requests, parse_line, pr
 from library.options.groups import ModelOptions
 from networks import lora, merge_lora
 from tests import tiny
+from tests.algorithms import SHOWN
 from train_network import train
 
 ROOT = Path(__file__).parents[1]
@@ -74,14 +75,15 @@ def test_networks_add_up_and_may_be_merged(trained, tiny_file, tmp_path):
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [("lora", "networks.lora"), ("dora", "networks.lora"), ("adalora", "networks.lora"), ("loha", "networks.loha"),
-     ("lokr", "networks.lokr"), ("oft", "networks.oft")],
+     ("lokr", "networks.lokr"), ("oft", "networks.oft"), (SHOWN.partition(".")[2], SHOWN)],
 )  # fmt: skip
 def test_a_file_tells_its_algorithm(algorithm, expected, tmp_path):
     targets = [
         AdapterTarget("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", torch.nn.Linear(8, 8), "unet")
     ]
     module = importlib.import_module(f"networks.{algorithm}")
-    module.create_network(targets, 2, 2).save_weights(tmp_path / "a.safetensors", None, None)
+    metadata = {"ss_network_module": f"networks.{algorithm}"}  # which counts where keys do not tell
+    module.create_network(targets, 2, 2).save_weights(tmp_path / "a.safetensors", None, metadata)
     assert module_of(tmp_path / "a.safetensors") == expected
 
 

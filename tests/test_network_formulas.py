@@ -16,6 +16,7 @@ from library.layers.swapped import Linear as SwappedLinear
 from library.network_files import read_weights, write_weights
 from networks import dora, dora_arguments, loha, loha_arguments, lokr, lokr_arguments, lora_arguments
 from networks.base import Adapter, AdapterNetwork
+from networks.dora_function import scaled, scaled_gradients
 
 LAYERS = {
     "linear": (lambda: nn.Linear(36, 24), (2, 5, 36)),
@@ -264,6 +265,40 @@ def test_norms_of_dora_stay_in_fp32_in_training_and_in_files(on_output, tmp_path
         "lora_unet_0.alpha": torch.float16, "lora_unet_0.dora_scale": torch.float32,
         "lora_unet_0.lora_down.weight": torch.float16, "lora_unet_0.lora_up.weight": torch.float16,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("on_output", ["True", "False"])
+def test_norms_of_dora_are_computed_once_between_two_updates_of_the_weights(on_output, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(36, 24).requires_grad_(False))
+    targets = [AdapterTarget("lora_unet_0", model[0], "unet")]
+    network = dora.create_network(targets, 2, 1, wd_on_output=on_output).train()
+    network.apply_to()
+    network.training_begins(num_steps=2, step=0)
+    (adapter,) = network.adapters()
+    computed, norms = [], adapter._norms
+    monkeypatch.setattr(adapter, "_norms", lambda *matrices: computed.append(1) or norms(*matrices))
+    x = torch.randn(5, 36)
+    for count in (1, 2):
+        for _ in range(3):
+            output = model(x)
+        assert len(computed) == count
+        torch.testing.assert_close(output, F.linear(x, model[0].weight + adapter.delta_weight(), model[0].bias))
+        train_a_little(network)
+        network.weights_updated(taken=True)
+
+
+@pytest.mark.parametrize("has_shift", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 12), (2, 12, 3, 4)])
+def test_gains_act_on_16_bits_as_they_do_on_32(shape, has_shift):
+    torch.manual_seed(0)
+    values, gradient = (torch.randn(shape).bfloat16() for _ in range(2))
+    gain, shift = 1 + torch.rand(12), torch.randn(12) if has_shift else None
+    made = scaled(values, gain, shift), *scaled_gradients(gradient, values, gain, shift)
+    exact = scaled(values.float(), gain, shift), *scaled_gradients(gradient.float(), values.float(), gain, shift)
+    for found, wanted in zip(made, exact, strict=True):
+        torch.testing.assert_close(found, wanted.to(found.dtype), rtol=0.008, atol=1e-5)
+    torch.testing.assert_close(made[2], exact[2])
 
 
 def test_layers_of_a_file_that_do_not_fit_are_a_mistake(tmp_path):

@@ -1,4 +1,7 @@
-"""Every network of our own, and every way in which LoRA begins, through the whole script."""
+"""Every network of our own, that of CONTRIBUTING.md, and every way in which LoRA begins, through the whole script."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -6,15 +9,22 @@ from safetensors.torch import load_file
 
 from library.errors import UserError
 from tests import tiny
+from tests.algorithms import ALGORITHMS, SHOWN, everything, has_files, takes
 from tests.results import weights_equal
 from train_network import train
 
+MORE_ARGUMENTS = {"networks.lora_fa": ["rank_dropout=0.1"], "networks.dylora": ["unit=2"]}
+
+
+def options_of(algorithm: str) -> dict:
+    """Those of a run with the algorithm on all kinds of layers."""
+    given = [*(f"{name}={value}" for name, value in everything(algorithm).items()), *MORE_ARGUMENTS.get(algorithm, ())]
+    rank = 4 if takes(algorithm, network_dim=4) else None
+    return dict(network_module=algorithm, network_args=given, network_dim=rank, gradient_checkpointing=True)
+
+
 RUNS = {
-    "lora_fa": dict(network_module="networks.lora_fa", network_args=["conv_dim=2", "rank_dropout=0.1"]),
-    "dylora": dict(
-        network_module="networks.dylora", network_args=["conv_dim=4", "unit=2"], gradient_checkpointing=True
-    ),
-    "oft": dict(network_module="networks.oft", network_args=["enable_conv=True"]),
+    **{algorithm: options_of(algorithm) for algorithm in ALGORITHMS},
     "oft of lycoris": dict(
         network_module="networks.oft", network_alpha=1e-4, network_args=["names=lycoris", "enable_all_linear=True"]
     ),
@@ -29,8 +39,15 @@ RUNS = {
     "by name": dict(network_args=["network_reg_dims=attn2=2,ff=0", "network_reg_lrs=attn2=0.01"]),
 }
 
+OFTEN = ("networks.lora_fa", "networks.dylora", SHOWN)
 
-@pytest.mark.parametrize("name", ["lora_fa", "dylora", "oft of lycoris", "pissa", "norms and biases", "ggpo"])
+
+def with_slow(algorithms: Iterable[str]) -> list[Any]:
+    """Of these, the runs of all but some are for the slow tests."""
+    return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in algorithms]
+
+
+@pytest.mark.parametrize("name", [*with_slow(ALGORITHMS), "oft of lycoris", "pissa", "norms and biases", "ggpo"])
 def test_a_resumed_run_of_every_network_ends_in_the_same_bits(name, tiny_folder, pictures, tmp_path):
     common = dict(max_train_epochs=2, save_every_n_steps=3, learning_rate=0.01) | RUNS[name]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -41,7 +58,7 @@ def test_a_resumed_run_of_every_network_ends_in_the_same_bits(name, tiny_folder,
     assert not weights_equal(whole / "lora.safetensors", whole / "lora-step00000003.safetensors")
 
 
-@pytest.mark.parametrize("name", ["lora_fa", "dylora", "oft", "norms and biases", "by name"])
+@pytest.mark.parametrize("name", [*with_slow(filter(has_files, ALGORITHMS)), "norms and biases", "by name"])
 def test_every_network_of_sdxl_goes_on_from_its_file_alone(name, tiny_sdxl_file, pictures, tmp_path):
     options = RUNS[name]
     train(tiny.arguments(tiny_sdxl_file, pictures, tmp_path / "first", learning_rate=0.01, **options))
@@ -58,6 +75,10 @@ def test_every_network_of_sdxl_goes_on_from_its_file_alone(name, tiny_sdxl_file,
 
 
 MISTAKES = {
+    "--network_dim: networks.ia3 has nothing": dict(network_module=SHOWN),
+    "networks.ia3 has no argument conv; it takes enable_conv": dict(
+        network_module=SHOWN, network_dim=None, network_args=["conv=True"]
+    ),
     "networks.oft has no dropout": dict(network_module="networks.oft", network_dropout=0.1),
     "networks.oft turns weights": dict(network_module="networks.oft", scale_weight_norms=1.0),
     "unit=3 must divide --network_dim, which is 4": dict(network_module="networks.dylora", network_args=["unit=3"]),

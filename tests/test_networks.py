@@ -1,7 +1,6 @@
-"""Every algorithm in networks/ goes through one matrix of layers and checks."""
+"""Every algorithm in networks/, and that of CONTRIBUTING.md, goes through one matrix of layers and checks."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +8,8 @@ from torch import nn
 
 from library.errors import UserError
 from library.families.base import AdapterTarget
-from library.options.groups import TrainNetworkOptions
+from tests.algorithms import ALGORITHMS, arguments_of, everything, has_files, takes
 
-FOLDER = Path(__file__).parents[1] / "networks"
-ALGORITHMS = sorted(
-    f"networks.{path.stem}" for path in FOLDER.glob("*.py") if "def create_network" in path.read_text(encoding="utf-8")
-)
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 8), (2, 5, 12)),
     "conv1x1": (lambda: nn.Conv2d(12, 8, 1), (2, 12, 6, 6)),
@@ -33,30 +28,8 @@ def build(algorithm: str, kind: str, **arguments: str):
     return layer, network, torch.randn(shape)
 
 
-def arguments_of(algorithm: str) -> dict:
-    """What the algorithm takes as `--network_args`."""
-    return importlib.import_module(f"{algorithm}_arguments").ARGUMENTS
-
-
-def everything(algorithm: str, **others: str) -> dict[str, str]:
-    """The arguments with which it adapts all kinds of layers."""
-    known = {"conv_dim": "4", "conv_alpha": "2", "enable_conv": "True"} | others
-    return {name: value for name, value in known.items() if name in arguments_of(algorithm)}
-
-
 def algorithms_with(argument: str) -> list[str]:
     return [algorithm for algorithm in ALGORITHMS if argument in arguments_of(algorithm)]
-
-
-def limits_norms(algorithm: str) -> bool:
-    """Whether it takes --scale_weight_norms."""
-    check = getattr(importlib.import_module(f"{algorithm}_arguments"), "check_options", None)
-    try:
-        if check:
-            check(TrainNetworkOptions(scale_weight_norms=1.0), {})
-    except UserError:
-        return False
-    return True
 
 
 def train_a_little(network: nn.Module) -> None:
@@ -67,7 +40,7 @@ def train_a_little(network: nn.Module) -> None:
 
 matrix = pytest.mark.parametrize("kind", LAYERS)
 all_algorithms = pytest.mark.parametrize("algorithm", ALGORITHMS)
-with_norms = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if limits_norms(name)])
+with_norms = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if takes(name, scale_weight_norms=1.0)])
 
 
 @all_algorithms
@@ -228,10 +201,7 @@ def test_of_several_changes_only_the_large_ones_are_scaled_and_both_factors_take
     torch.testing.assert_close(large.lora_up.weight, 4 * torch.eye(4, 2) / 2**0.5)
 
 
-with_files = pytest.mark.parametrize(
-    "algorithm",
-    [name for name in ALGORITHMS if hasattr(importlib.import_module(name), "create_network_from_weights")],
-)
+with_files = pytest.mark.parametrize("algorithm", filter(has_files, ALGORITHMS))
 
 
 @with_files

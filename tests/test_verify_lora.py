@@ -23,6 +23,7 @@ from library.options.groups import TrainNetworkOptions
 from networks.verify_lora import main
 from tests import tiny
 from tests.adapter_files import METADATA, targets, weights_of
+from tests.algorithms import everything
 from tests.test_adapters import MODULES
 from tests.test_consumers import diffusers_pipeline
 from train_network import train
@@ -270,6 +271,7 @@ EXACT_BY = {  # networks of this suite -> the programs that apply their files ex
     "loha": IN_BOTH_UIS,
     "lokr": IN_BOTH_UIS,
     "dora": IN_BOTH_UIS,
+    "ia3": (),  # that of CONTRIBUTING.md: the WebUI stops at its convolutions
 }
 
 
@@ -277,7 +279,7 @@ EXACT_BY = {  # networks of this suite -> the programs that apply their files ex
 @pytest.mark.parametrize("algorithm", EXACT_BY)
 def test_our_own_networks_are_applied_exactly_where_the_docs_say(algorithm, kind, models, tmp_path):
     module = importlib.import_module(f"networks.{algorithm}")
-    arguments = {"conv_dim": "2"} | ({} if algorithm == "dylora" else {"conv_alpha": "2"})
+    arguments = everything(f"networks.{algorithm}", conv_dim="2", conv_alpha="2")
     network = module.create_network(list(targets(models(kind), kind)), 2, 2, **arguments)
     path = tmp_path / "network.safetensors"
     network.save_weights(path, torch.float16, METADATA[kind])

@@ -22,7 +22,12 @@ from library.safetensors_header import read_header
 
 logger = logging.getLogger(__name__)
 
-MODULES = {"loha": "networks.loha", "lokr": "networks.lokr", "oft": "networks.oft"}  # others are networks.lora's
+MODULES = {  # by what their layers are, whatever the metadata say
+    **dict.fromkeys(("lora", "bias", "norm"), DEFAULT_NETWORK),
+    "loha": "networks.loha",
+    "lokr": "networks.lokr",
+    "oft": "networks.oft",
+}
 KIND_FLAGS = {"v1": "sd1", "v2": "sd2", "sdxl": "sdxl"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
@@ -130,13 +135,17 @@ def network_files(options: DrawOptions) -> list[NetworkFile]:
 
 
 def module_of(path: Path) -> str:
-    """The algorithm that the keys of a file tell, networks.lora where they tell none that is ours."""
+    """The algorithm that the keys of a file tell, or its metadata; networks.lora where they tell none that is ours."""
     try:
-        found = sort_keys(read_header(path, "").shapes)
+        header = read_header(path, "")
     except (UserError, OSError):  # which is told elsewhere
         return DEFAULT_NETWORK
-    layers = iter(found.layers.values())
-    return MODULES.get(next(layers).algorithm, DEFAULT_NETWORK) if found.layers else DEFAULT_NETWORK
+    made_by = next((layer.algorithm for layer in sort_keys(header.shapes).layers.values()), None)
+    if made_by in MODULES or not header.shapes:
+        return MODULES.get(made_by, DEFAULT_NETWORK)
+    named = header.metadata.get("ss_network_module", "")
+    is_here = named.startswith("networks.") and not check_network_module(named)
+    return named if is_here else DEFAULT_NETWORK
 
 
 def network_problems(network: NetworkFile, checkpoint: CheckpointInfo | None, flag: str) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.errors import UserError
+from library.network_rules import rules_of
 
 DEFAULT_NETWORK = "networks.lora"
-DRAWING_NETWORKS = ("networks.dylora",)  # that draw random numbers in every forward pass
 MAX_SIDE = 16384  # pixels
 PROMPT_SUFFIXES = (".txt", ".toml", ".json")
 
@@ -68,10 +68,10 @@ def chooses_own_rate(options: Any) -> bool:
 
 
 def has_dropout(options: Any) -> bool:
-    """Whether the network draws random numbers in a forward pass, as far as its arguments tell."""
+    """Whether the network draws random numbers in a forward pass, as far as its arguments and rules tell."""
     names = ("dropout", "rank_dropout", "module_dropout", "ggpo_sigma")
     given = network_arguments(options)
-    draws = options.network_dropout or network_module(options) in DRAWING_NETWORKS
+    draws = options.network_dropout or getattr(rules_of(network_module(options)), "DRAWS_NUMBERS", False)
     return bool(draws) or any(given.get(name, "0") not in ("0", "0.0", "None") for name in names)
 
 

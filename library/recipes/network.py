@@ -96,7 +96,7 @@ def build_trainable(
     """Load the model and build the rest; UserError for what only the classes themselves can tell."""
     algorithm = load_algorithm(network_module(options))
     arguments = network_arguments(options)
-    check_arguments(algorithm, options, arguments)
+    check_arguments(algorithm, options, arguments, checked.resume)
     with memory_for("loading the model", options):
         family = load_family(options, checked.family, accelerator.device)
     torch.manual_seed(state.seed)  # the network begins the same, whatever loading has drawn

@@ -14,7 +14,11 @@ from torch import nn
 
 from library.errors import UserError
 from library.families.base import AdapterTarget, ModelFamily
-from library.options.groups import NetworkOptions
+from library.families.detect import read_shapes
+from library.network_choice import check_by_rules
+from library.network_rules import rules_without_torch
+from library.options.groups import NetworkOptions, TrainNetworkOptions
+from library.training.resuming import check_state
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +38,19 @@ def load_algorithm(name: str) -> Any:
     return importlib.import_module(EXTERNAL).ExternalAlgorithm(module)
 
 
-def check_arguments(algorithm: Any, options: NetworkOptions, arguments: dict[str, str]) -> None:
-    """UserError for --network_args, or ranks beside them, that the algorithm cannot take."""
-    algorithm.check_arguments(arguments)
-    if hasattr(algorithm, "network_on_models") and not options.dim_from_weights:
-        algorithm.check_ranks(options.network_dim, arguments)
+def check_arguments(
+    algorithm: Any, options: TrainNetworkOptions, arguments: dict[str, str], state: Path | None = None
+) -> None:
+    """UserError for what the algorithm cannot take and only its own module can tell, of a state to resume too."""
+    if hasattr(algorithm, "network_on_models"):
+        algorithm.check_arguments(arguments)
+        if not options.dim_from_weights:
+            algorithm.check_ranks(options.network_dim, arguments)
+    elif not rules_without_torch(algorithm.__name__):
+        path = options.network_weights
+        check_by_rules(algorithm, options, read_shapes(Path(path), "--network_weights") if path else None)
+        if state:
+            check_state(options, state, algorithm)
 
 
 def build_network(algorithm: Any, family: ModelFamily, options: NetworkOptions, arguments: dict[str, str]) -> nn.Module:

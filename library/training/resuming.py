@@ -1,7 +1,5 @@
 """Which state a run goes on from, whether it fits the run, and where in the run it is. Needs no torch."""
 
-import importlib
-import importlib.util
 import logging
 import zipfile
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 from library.errors import UserError, counted
 from library.families.detect import read_shapes
+from library.network_rules import rules_without_torch
 from library.options.derived import network_arguments, network_module, optimizer_name, resumes_newest
 from library.options.groups import TrainNetworkOptions
 from library.texts import read_json
@@ -159,8 +158,11 @@ def made_with(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, Any]:
     }
 
 
-def check_state(options: TrainNetworkOptions, folder: Path) -> None:
-    """UserError where a state is not whole or is of another network or optimizer than the options'."""
+def check_state(options: TrainNetworkOptions, folder: Path, rules: ModuleType | None = None) -> None:
+    """UserError where a state is not whole or is of another network or optimizer than the options'.
+
+    Ranks are compared by the network's `rules`, or by those that need no torch.
+    """
     require_whole(folder)
     facts, module = read_facts(folder), network_module(options)
     optimizer, made_by = optimizer_name(options), facts.get("optimizer_type")
@@ -172,14 +174,14 @@ def check_state(options: TrainNetworkOptions, folder: Path) -> None:
     if facts.get("network_module", module) != module:
         problems.append(f"it is of --network_module {facts['network_module']}, and this run has {module}")
     elif module.startswith("networks."):
-        problems += layer_problems(options, read_shapes(folder / WEIGHTS_FILE, "--resume"), module)
+        rules = rules or rules_without_torch(module)
+        problems += layer_problems(options, read_shapes(folder / WEIGHTS_FILE, "--resume"), rules)
     if problems:
         raise UserError(*(f"--resume: the state in {folder} does not fit this run: {problem}" for problem in problems))
 
 
-def layer_problems(options: TrainNetworkOptions, shapes: Shapes, module: str) -> list[str]:
+def layer_problems(options: TrainNetworkOptions, shapes: Shapes, rules: ModuleType | None) -> list[str]:
     """What differs between the layers and ranks of a state and those that the options ask for."""
-    rules = importlib.import_module(f"{module}_arguments") if importlib.util.find_spec(f"{module}_arguments") else None
     problems = part_problems(options, shapes, rules)
     return problems + rank_problems(options, shapes, rules) if rules else problems
 
