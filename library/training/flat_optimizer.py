@@ -59,12 +59,11 @@ class FlatOptimizer(Optimizer):
         return is_finite
 
     def state_dict(self) -> dict[str, Any]:
-        """As the other optimizer writes it, in memory of its own for every parameter."""
+        """As the other optimizer writes it: parameters of one vector do not share their count of steps."""
         found = super().state_dict()
-        states = found["state"]
         found["state"] = {
-            index: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
-            for index, state in states.items()
+            index: {name: value.clone() if is_scalar(value) else value for name, value in state.items()}
+            for index, state in found["state"].items()
         }
         return found
 
@@ -106,7 +105,7 @@ class FlatOptimizer(Optimizer):
         """The state of a vector from those of its parameters."""
         joined: dict[str, Any] = {}
         for name, value in self.state[spans[0].parameter].items():
-            if not isinstance(value, Tensor) or value.ndim == 0:  # old states have plain numbers
+            if not isinstance(value, Tensor) or is_scalar(value):  # old states have plain numbers
                 joined[name] = torch.tensor(float(value), dtype=torch.float32, device=vector.device)
                 continue
             joined[name] = torch.zeros_like(vector)
@@ -130,6 +129,10 @@ class FlatOptimizer(Optimizer):
                     for name, value in self.inner.state[vector].items()
                 }
         self._are_shown = True
+
+
+def is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
 
 
 def age_of(state: dict[str, Any] | None) -> float | None:
