@@ -4,6 +4,7 @@ Adam and AdamW treat every number for itself, so the result is the same. What is
 by one, with their states, which makes its state the one that the optimizer alone would write and read.
 """
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -59,11 +60,19 @@ class FlatOptimizer(Optimizer):
         return is_finite
 
     def state_dict(self) -> dict[str, Any]:
-        """As the other optimizer writes it: parameters of one vector do not share their count of steps."""
+        """As the other optimizer writes it, in memory of its own for every parameter."""
+        return self._state_dict(lambda value: isinstance(value, Tensor))
+
+    def live_state_dict(self) -> dict[str, Any]:
+        """The same as training goes on to change it, but for the count of steps, which parameters share here."""
+        return self._state_dict(lambda value: isinstance(value, Tensor) and value.ndim == 0)
+
+    def _state_dict(self, is_cloned: Callable[[Any], bool]) -> dict[str, Any]:
         found = super().state_dict()
+        states = found["state"]
         found["state"] = {
-            index: {name: value.clone() if is_scalar(value) else value for name, value in state.items()}
-            for index, state in found["state"].items()
+            index: {name: value.clone() if is_cloned(value) else value for name, value in state.items()}
+            for index, state in states.items()
         }
         return found
 
@@ -105,7 +114,7 @@ class FlatOptimizer(Optimizer):
         """The state of a vector from those of its parameters."""
         joined: dict[str, Any] = {}
         for name, value in self.state[spans[0].parameter].items():
-            if not isinstance(value, Tensor) or is_scalar(value):  # old states have plain numbers
+            if not isinstance(value, Tensor) or value.ndim == 0:  # old states have plain numbers
                 joined[name] = torch.tensor(float(value), dtype=torch.float32, device=vector.device)
                 continue
             joined[name] = torch.zeros_like(vector)
@@ -129,10 +138,6 @@ class FlatOptimizer(Optimizer):
                     for name, value in self.inner.state[vector].items()
                 }
         self._are_shown = True
-
-
-def is_scalar(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 0
 
 
 def age_of(state: dict[str, Any] | None) -> float | None:

@@ -91,15 +91,17 @@ def copy_state(
 
 def contents(accelerator: Accelerator) -> dict[str, Any]:
     """What stands in the files of a state, as training goes on to change it; names and contents are accelerate's."""
-    (model,) = accelerator._models
-    live_weights = getattr(model, "live_weights", model.state_dict)  # our networks' state_dict has copies
+    (model,), (prepared,) = accelerator._models, accelerator._optimizers
+    optimizer = prepared.optimizer
     parts = {
-        OPTIMIZER_FILE: accelerator._optimizers,
         SCHEDULE_FILE: accelerator._schedulers,
         MORE_FILE: accelerator._custom_objects,
         SCALER_FILE: [accelerator.scaler] if accelerator.scaler else [],
     }
-    found = {WEIGHTS_FILE: live_weights()}
+    found = {  # the `state_dict` of ours are copies already
+        WEIGHTS_FILE: getattr(model, "live_weights", model.state_dict)(),
+        OPTIMIZER_FILE: getattr(optimizer, "live_state_dict", optimizer.state_dict)(),
+    }
     found |= {name: part.state_dict() for name, at_most_one in parts.items() for part in at_most_one}
     return found | {f"random_states_{accelerator.process_index}.pkl": random_states(accelerator)}
 
