@@ -37,7 +37,8 @@ from library.options.config_file import write_config
 from library.options.fields import flags_of
 from library.options.groups import LoggingOptions, TrainNetworkOptions
 from library.pictures import write_picture
-from library.training.saving import LoopState, remove_state, save_state
+from library.training.saving import LoopState, remove_state
+from library.training.state_files import copy_state
 from library.training.trackers import TensorBoard
 from train_network import train
 
@@ -74,7 +75,7 @@ def states() -> Callable[[Path, int], None]:
         for moments in optimizer.state.values():
             moments["exp_avg"].fill_(round_)
         for name in ("lora-state", f"lora-{round_:06d}-state"):
-            save_state(accelerator, folder / name, LoopState(epoch=1, step=round_))
+            copy_state(accelerator, LoopState(epoch=1, step=round_)).write(folder / name)
         remove_state(folder / f"lora-{round_ - 2:06d}-state")
 
     return write

@@ -33,7 +33,8 @@ from library.options.groups import LoggingOptions, TrainNetworkOptions
 from library.pictures import write_picture
 from library.training.resuming import read_facts
 from library.training.run_files import RunFiles
-from library.training.saving import LoopState, save_state
+from library.training.saving import LoopState
+from library.training.state_files import copy_state
 from tests import tiny
 from train_network import train
 
@@ -92,7 +93,7 @@ def write_network(path: Path, side: int) -> None:
 def write_state(path: Path, side: int) -> None:
     accelerator, model = Accelerator(cpu=True), torch.nn.Linear(side, side)
     accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    save_state(accelerator, path, LoopState(step=side))
+    copy_state(accelerator, LoopState(step=side)).write(path)
 
 
 def write_one_latents(path: Path, side: int) -> None:

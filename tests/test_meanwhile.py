@@ -2,15 +2,22 @@
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from library.errors import CannotWrite
 from library.training import meanwhile, run_files
-from library.training.meanwhile import Copies, Meanwhile, write_copies
+from library.training.meanwhile import Copies, Meanwhile, Writing, write_copies, write_in_order
+from library.training.resuming import MORE_FILE
+from library.training.saving import STATE_FILE, LoopState
+from library.training.state_files import copy_state
 from tests import tiny
 from train_network import train
 
@@ -80,24 +87,82 @@ def saved_every_step(tiny_file, pictures, output, **more: object) -> dict[str, P
     return {path.name: path for path in sorted(output.glob("*.safetensors"))}
 
 
-@pytest.mark.parametrize("more", [{}, {"optimizer_type": "RAdamScheduleFree"}])
+def contents(output: Path) -> dict[str, bytes]:
+    """What is in the networks and states of a run."""
+    states = sorted(path for path in output.glob("*-state/*") if path.name != STATE_FILE)
+    weights = {path: load_file(path) for path in output.glob("*.safetensors")}  # their metadata has the time
+    found = {
+        f"{path.name}: {key}": value.numpy().tobytes() for path, file in weights.items() for key, value in file.items()
+    }
+    return found | {str(path.relative_to(output)): path.read_bytes() for path in states}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"optimizer_type": "RAdamScheduleFree"}, {"save_state": True}, {"save_state": True, "ema": True}],
+    ids=["network", "schedule free", "state", "averages"],
+)
 def test_a_run_with_a_slow_disk_has_the_files_of_one_that_waits(more, tiny_file, pictures, tmp_path, monkeypatch):
-    if more:
+    if "optimizer_type" in more:
         pytest.importorskip("schedulefree")
+    begin = Meanwhile.begin
 
-    def slowly(*arguments: object) -> bool:
-        time.sleep(0.5)  # some steps
-        return write_copies(*arguments)
+    def begin_slowly(self: Meanwhile, work: Callable, then: Callable) -> None:
+        begin(self, lambda: time.sleep(0.5) or work(), then)  # for some steps
 
-    with monkeypatch.context() as patch:
-        patch.setattr(run_files, "write_copies", slowly)
-        found = saved_every_step(tiny_file, pictures, tmp_path / "out", **more)
-    right = saved_every_step(tiny_file, pictures, tmp_path / "waits", save_state=True, **more)
+    def begin_and_wait(self: Meanwhile, work: Callable, then: Callable) -> None:
+        begin(self, work, then)
+        self.finish()
+
+    monkeypatch.setattr(Meanwhile, "begin", begin_slowly)
+    found = saved_every_step(tiny_file, pictures, tmp_path / "out", **more)
+    monkeypatch.setattr(Meanwhile, "begin", begin_and_wait)
+    right = saved_every_step(tiny_file, pictures, tmp_path / "waits", **more)
     assert list(found) == list(right) and len(found) == 3
-    for name, path in found.items():
-        weights = load_file(path)
-        assert weights.keys() == load_file(right[name]).keys()
-        assert all(torch.equal(value, weights[key]) for key, value in load_file(right[name]).items())
+    assert contents(tmp_path / "out") == contents(tmp_path / "waits")
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_copied_state_is_the_folder_that_accelerate_would_have_written(kind, tmp_path):
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(5, 7)
+    optimizer = kind(model.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    more = {"norms": torch.randn(3, 4).T, "shared": [model.weight.detach()[:2]] * 2, "name": "中文", 1: None}
+    accelerator.register_for_checkpointing(SimpleNamespace(state_dict=lambda: more, load_state_dict=None))
+
+    def step() -> None:
+        model(torch.randn(2, 5)).sum().backward()
+        optimizer.step()
+        schedule.step()
+
+    step()
+    accelerator.save_state(tmp_path / "right")
+    copied = copy_state(accelerator, LoopState(step=1))
+    step()
+    more["name"] = "later"
+    copied.write(tmp_path / "found")
+    names = {path.name for path in (tmp_path / "right").iterdir()}
+    assert {path.name for path in (tmp_path / "found").iterdir()} == names | {STATE_FILE} and len(names) == 6
+    for name in names - {MORE_FILE}:
+        assert (tmp_path / "found" / name).read_bytes() == (tmp_path / "right" / name).read_bytes(), name
+    kept = torch.load(tmp_path / "found" / MORE_FILE, weights_only=True)
+    right = torch.load(tmp_path / "right" / MORE_FILE, weights_only=True)
+    assert kept.keys() == right.keys() and kept["name"] == "中文" and kept[1] is None
+    assert torch.equal(kept["norms"], right["norms"]) and torch.equal(kept["shared"][0], right["shared"][0])
+    assert kept["shared"][0] is kept["shared"][1]
+
+
+def test_a_state_follows_a_network_that_failed_but_not_one_of_no_numbers():
+    full = CannotWrite(Path("network"), "disk full")
+
+    def fail() -> None:
+        raise full
+
+    network, state = (Writing(Path(name), write, bool) for name, write in (("network", fail), ("state", bool)))
+    assert write_in_order([network, Writing(Path("state"), lambda: None, bool)]) == [full, None]
+    assert write_in_order([replace(network, write=lambda: False), state]) == [False]
 
 
 def test_a_file_that_could_not_be_written_meanwhile_is_told_and_older_ones_stay(

@@ -52,7 +52,7 @@ class AverageWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """By parameter, whether they lie in one buffer or not."""
-        return {"num_steps": self.num_steps.clone(), "averages": [part.clone() for part in self.parts]}
+        return {"num_steps": self.num_steps, "averages": self.parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_steps.copy_(state["num_steps"])

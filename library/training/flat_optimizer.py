@@ -4,6 +4,7 @@ Adam and AdamW treat every number for itself, so the result is the same. What is
 by one, with their states, which makes its state the one that the optimizer alone would write and read.
 """
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -60,10 +61,17 @@ class FlatOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As the other optimizer writes it, in memory of its own for every parameter."""
+        return self._state_dict(lambda value: isinstance(value, Tensor))
+
+    def live_state_dict(self) -> dict[str, Any]:
+        """The same as training goes on to change it, but for the count of steps, which parameters share here."""
+        return self._state_dict(lambda value: isinstance(value, Tensor) and value.ndim == 0)
+
+    def _state_dict(self, is_cloned: Callable[[Any], bool]) -> dict[str, Any]:
         found = super().state_dict()
         states = found["state"]
         found["state"] = {
-            index: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+            index: {name: value.clone() if is_cloned(value) else value for name, value in state.items()}
             for index, state in states.items()
         }
         return found

@@ -1,7 +1,8 @@
-"""Network files written while training goes on: the weights are copied, and a thread writes the copy."""
+"""Networks and states written while training goes on: their tensors are copied, and a thread writes the copies."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,8 +42,30 @@ class Meanwhile:
             then(future)
 
 
+@dataclass(frozen=True)
+class Writing:
+    """A file or folder to be written from copies."""
+
+    path: Path
+    write: Callable[[], bool | None]  # False where there is nothing that is worth a file
+    written: Callable[[], None]  # what follows, between steps
+
+
+def write_in_order(writings: Sequence[Writing]) -> list[bool | None | Exception]:
+    """What became of them; one that fails does not keep the next from being written, one of no worth does."""
+    outcomes: list[bool | None | Exception] = []
+    for writing in writings:
+        try:
+            outcomes.append(writing.write())
+        except Exception as error:  # whatever it is: the run is worth more than this file
+            outcomes.append(error)
+        if outcomes[-1] is False:
+            break
+    return outcomes
+
+
 class Copies:
-    """Copies of a network's weights in the computer's memory, all in the same place, one after the other."""
+    """Copies of tensors in the computer's memory, all in the same place, one after the other."""
 
     def __init__(self):
         self._buffers: dict[tuple, Tensor] = {}
@@ -50,7 +73,10 @@ class Copies:
 
     @torch.no_grad()
     def take(self, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """The weights, cast to `dtype` where given; there as soon as `wait` returns, whatever changes them later."""
+        """The weights, cast to `dtype` where given; there as soon as `wait` returns, whatever changes them later.
+
+        Programs that write files take parts of one buffer for one tensor, so each is in a storage of its own.
+        """
         groups: dict[tuple[torch.device, torch.dtype, torch.dtype], dict[str, Tensor]] = {}
         for name, value in weights.items():
             wanted = dtype_in_file(name, dtype) or value.dtype
@@ -72,7 +98,7 @@ class Copies:
         """
         is_cuda = key[0].type == "cuda"
         sizes = [value.numel() for value in weights.values()]
-        if key not in self._buffers:
+        if key not in self._buffers or len(self._buffers[key]) < sum(sizes):
             self._buffers[key] = torch.empty(sum(sizes), dtype=key[2], pin_memory=is_cuda)
         buffer, start = self._buffers[key], 0
         for chunk in chunks(list(weights.values())):
@@ -82,8 +108,11 @@ class Copies:
         if is_cuda:
             self._copied = torch.cuda.Event()
             self._copied.record()
-        for (name, value), part in zip(weights.items(), buffer.split(sizes), strict=True):
-            yield name, part.view(value.shape)
+        memory, start = buffer.view(torch.uint8).numpy(), 0
+        for name, value in weights.items():
+            stop = start + value.numel() * key[2].itemsize
+            yield name, torch.from_numpy(memory[start:stop]).view(key[2]).view(value.shape)
+            start = stop
 
 
 def chunks(values: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -142,14 +142,12 @@ class NetworkRecipe:
     def save_and_go_on(self, path: Path, state: LoopState, epoch: int, unit: str, number: int) -> None:
         """Save in the middle of training, which goes on where that is impossible.
 
-        A network alone is written meanwhile. With a state it is written at once, so that the newest state, from which
-        --resume auto goes on, never is of a step whose network is not there.
+        Where a copy of the weights is all that a file needs, it is written meanwhile, and its state behind it: the
+        newest state, from which --resume auto goes on, never is of a step whose network was not tried before.
         """
         then = partial(self.was_saved, state, unit, number)
-        if not self.options.save_state and self.network.file_is_state_dict:
-            if self.weights:
-                self.weights.average()
-            self.files.write_network_meanwhile(path, state, epoch, then)
+        if self.network.file_is_state_dict:
+            self.save_meanwhile(path, state, epoch, then)
             return
         if not self.can_be_saved():
             logger.warning(NOT_WHOLE, path.name)
@@ -162,6 +160,23 @@ class NetworkRecipe:
             then(False)
         else:
             then(True)
+
+    def save_meanwhile(self, path: Path, state: LoopState, epoch: int, then: Callable[[bool], None]) -> None:
+        """Copy the network, and the state where it is wanted; both are written while training goes on.
+
+        The main process has all there is to write, however many there are.
+        """
+        if not self.accelerator.is_main_process:
+            if self.options.save_state:
+                state.settle()  # as copying a state does
+            return
+        if self.weights:
+            self.weights.average()
+        writings = [self.files.network_copied(path, state, epoch)]
+        if self.options.save_state:
+            self.training_mode()  # what a resumed run goes on with
+            writings.append(self.files.state_copied(path, state))
+        self.files.write_meanwhile(writings, then)
 
     def was_saved(self, state: LoopState, unit: str, number: int, is_written: bool) -> None:
         """What follows a save of that step or epoch: older ones go, or stay until the next that goes well."""

@@ -15,12 +15,13 @@ from library.errors import CannotWrite, first_line
 from library.options.groups import TrainNetworkOptions
 from library.training import saving
 from library.training.hub import Uploads
-from library.training.meanwhile import Copies, Meanwhile, write_copies
+from library.training.meanwhile import Copies, Meanwhile, Writing, write_copies, write_in_order
 from library.training.metadata import TrainingMetadata
 from library.training.plan import StepPlan, save_every_n_epochs
 from library.training.precision import save_dtype
 from library.training.resuming import made_with
 from library.training.saving import LoopState, OutputNames
+from library.training.state_files import copy_state
 
 logger = logging.getLogger(__name__)
 
@@ -45,39 +46,56 @@ class RunFiles:
         self.every_n_epochs = save_every_n_epochs(options, plan.num_epochs)
         self.missed: dict[str, list[int]] = {"steps": [], "epochs": []}  # those that could not be saved, and so removed
         self.saved_step: int | None = None  # the last one whose network is in a file of this run
-        self.meanwhile, self.copies = Meanwhile(), Copies()
+        self.meanwhile, self.copies, self.state_copies = Meanwhile(), Copies(), Copies()
 
     def write_network(self, path: Path, state: LoopState, epoch: int) -> None:
         """Write the network from the main process, and upload it; `epoch` as the metadata counts it."""
-        if not self.accelerator.is_main_process:
-            return
-        self._write(path, state, epoch)
-        if self.uploads:
-            self.uploads.add(path)
+        if self.accelerator.is_main_process:
+            self._write(path, state, epoch)
+            self._upload(path)
 
-    def write_network_meanwhile(self, path: Path, state: LoopState, epoch: int, then: Callable[[bool], None]) -> None:
-        """The same while training goes on; `then` is told whether it went well when `meanwhile` is asked."""
-        if not self.accelerator.is_main_process:
-            return
-        self.meanwhile.finish()  # whose copy would change
+    def write_state(self, checkpoint: Path, state: LoopState) -> None:
+        """Write the state that belongs to a checkpoint, and upload it where that is wanted; all processes call this."""
+        state.settle()
+        if self.accelerator.is_main_process:
+            writing = self.state_copied(checkpoint, state)
+            writing.write()
+            writing.written()
+
+    def network_copied(self, path: Path, state: LoopState, epoch: int) -> Writing:
+        """As `write_network`, but of a copy, which is not written where its weights are no numbers."""
+        self.meanwhile.finish()  # whose copies would change
         weights = self.copies.take(self.network.live_weights(), save_dtype(self.options.save_precision))
-        work = partial(write_copies, path, self.copies, weights, partial(self.metadata.at, state.step, epoch))
-        self.meanwhile.begin(work, partial(self._written_meanwhile, path, state.step, then))
+        write = partial(write_copies, path, self.copies, weights, partial(self.metadata.at, state.step, epoch))
+        return Writing(path, write, partial(self._network_is_written, path, state.step))
 
-    def _written_meanwhile(self, path: Path, step: int, then: Callable[[bool], None], written: Future[bool]) -> None:
-        try:
-            is_whole = written.result()
-            if not is_whole:
-                logger.warning(NOT_WHOLE, path.name)
-        except Exception as error:  # whatever it is: the run is worth more than this file
-            reason = error if isinstance(error, CannotWrite) else f"{path} cannot be written: {first_line(error)}"
-            logger.warning("%s; training goes on, and older files stay", reason)
-            is_whole = False
-        if is_whole:
-            self._is_written(path, step)
-            if self.uploads:
-                self.uploads.add(path)
-        then(is_whole)
+    def state_copied(self, checkpoint: Path, state: LoopState) -> Writing:
+        """As `write_state`, but of a copy, made when nothing is written meanwhile."""
+        folder = self.names.state_of(checkpoint)
+        copied = copy_state(self.accelerator, state, made_with(self.options, self.plan), self.state_copies)
+        return Writing(folder, partial(copied.write, folder), partial(self._state_is_written, folder))
+
+    def write_meanwhile(self, writings: Sequence[Writing], then: Callable[[bool], None]) -> None:
+        """Write while training goes on; `then` is told whether all went well when `meanwhile` is asked."""
+        self.meanwhile.begin(partial(write_in_order, writings), partial(self._written_meanwhile, writings, then))
+
+    def _written_meanwhile(
+        self, writings: Sequence[Writing], then: Callable[[bool], None], outcomes: Future[list[bool | None | Exception]]
+    ) -> None:
+        problems = []
+        for writing, outcome in zip(writings, outcomes.result(), strict=False):  # nothing follows what has no worth
+            if outcome is False:
+                logger.warning(NOT_WHOLE, writing.path.name)
+            elif isinstance(outcome, Exception):
+                is_told = isinstance(outcome, CannotWrite)
+                problems.append(outcome if is_told else f"{writing.path} cannot be written: {first_line(outcome)}")
+            else:
+                writing.written()
+        for problem in problems[1:]:
+            logger.warning(problem)
+        if problems:
+            logger.warning("%s; training goes on, and older files stay", problems[0])
+        then(not problems and False not in outcomes.result())
 
     def _write(self, path: Path, state: LoopState, epoch: int) -> None:
         self.network.save_weights(path, save_dtype(self.options.save_precision), self.metadata.at(state.step, epoch))
@@ -87,13 +105,18 @@ class RunFiles:
         self.saved_step = step
         logger.info("saved: %s", path)
 
-    def write_state(self, checkpoint: Path, state: LoopState) -> None:
-        """Write the state that belongs to a checkpoint, and upload it where that is wanted; all processes call this."""
-        state.settle()
-        folder = self.names.state_of(checkpoint)
-        saving.save_state(self.accelerator, folder, state, made_with(self.options, self.plan))
-        if self.uploads and self.options.save_state_to_huggingface and self.accelerator.is_main_process:
-            self.uploads.add(folder)
+    def _network_is_written(self, path: Path, step: int) -> None:
+        self._is_written(path, step)
+        self._upload(path)
+
+    def _state_is_written(self, folder: Path) -> None:
+        logger.info("state saved: %s", folder)
+        if self.options.save_state_to_huggingface:
+            self._upload(folder)
+
+    def _upload(self, path: Path) -> None:
+        if self.uploads:
+            self.uploads.add(path)
 
     def finish_uploads(self) -> None:
         """Wait for the uploads that are on their way."""

@@ -1,22 +1,15 @@
 """Which files a run writes under which names, which it keeps, and its state for resuming. Needs no torch."""
 
-from __future__ import annotations
-
-import json
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from library.files import failed_writes_told, put_folder_in_place, remove_folder, temporary_beside, write_text_whole
+from library.files import remove_folder
 from library.options.groups import SavingOptions
 from library.training.losses import Curves, LossRecorder
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -128,55 +121,3 @@ def remove_state(path: Path) -> None:
     if path.is_dir():
         logger.info("removing the older %s", path.name)
         remove_folder(path)
-
-
-def save_state(
-    accelerator: Accelerator, folder: Path, state: LoopState, made_with: dict[str, Any] | None = None
-) -> None:
-    """Write weights, optimizer, schedule, scaler and random generators; the folder appears whole.
-
-    The main process writes for all: the others have the same weights, and seed their generators at every batch.
-    `made_with` is what a run that goes on from the state compares itself with. CannotWrite where the folder could not
-    be written; an older state of this name is then there yet.
-    """
-    if not accelerator.is_main_process:
-        return
-    unfinished = temporary_beside(folder)
-    try:
-        with failed_writes_told(folder, state_bytes(accelerator), unfinished):
-            accelerator.save_state(str(unfinished))
-            write_text_whole(unfinished / STATE_FILE, json.dumps(state.facts() | (made_with or {})))
-            share_alike(unfinished)
-            put_folder_in_place(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    logger.info("state saved: %s", folder)
-
-
-def share_alike(folder: Path) -> None:
-    """Give all files of a state the permissions of its own: safetensors writes files that only their owner may read."""
-    mode = (folder / STATE_FILE).stat().st_mode
-    for path in folder.iterdir():
-        if path.is_file():
-            path.chmod(mode)
-
-
-def state_bytes(accelerator: Accelerator) -> int:
-    """What the weights and optimizers of a state take on disk, and what else is kept, such as averages."""
-    weights = [value for model in accelerator._models for value in model.state_dict().values()]
-    moments = [
-        value
-        for optimizer in accelerator._optimizers
-        for values in optimizer.state.values()
-        if isinstance(values, dict)  # what belongs to no parameter may be anything
-        for value in values.values()
-    ]
-    others = leaves_of([thing.state_dict() for thing in accelerator._custom_objects])
-    return sum(getattr(value, "nbytes", 0) for value in [*weights, *moments, *others])  # some moments are plain numbers
-
-
-def leaves_of(value: Any) -> list[Any]:
-    """What dicts and lists hold, and those in them."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [leaf for item in value for leaf in leaves_of(item)] if isinstance(value, list) else [value]
