@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 KOHYA = json.loads((ROOT / "tests/data/kohya_train_network_flags.json").read_text(encoding="utf-8"))
 OURS = {
     "base_quantization", "before_after", "blocks_to_swap", "cover_image", "cuda_graphs", "deterministic", "dry_run",
-    "ema", "ema_decay", "fast_jpeg", "grid_after_training", "latent_cache", "max_skipped_steps", "no_onednn",
-    "no_report", "strict_config",
+    "ema", "ema_decay", "fast_jpeg", "fused_kernels", "grid_after_training", "latent_cache", "max_skipped_steps",
+    "no_onednn", "no_report", "strict_config",
 }  # fmt: skip
 # kohya's too, of sdxl_train_network.py; here one script trains what the checkpoint is
 SDXL = {"cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "disable_mmap_load_safetensors"}

@@ -4,14 +4,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from library.layers.kernels import Kernels
 from library.layers.made_again import MadeAgain, forget
 
 
-def geglu(x: Tensor, again: bool) -> tuple[Tensor, MadeAgain | None]:
+def geglu(x: Tensor, again: bool, kernels: Kernels | None = None) -> tuple[Tensor, MadeAgain | None]:
     """a gelu(b) [..., D] of x = (a, b) [..., 2 D], and how to make it again where that is wanted."""
+    if kernels and kernels.takes(x):
+        x = x.contiguous()
+        recipe = MadeAgain(lambda: kernels.geglu(x.detach())) if again else None
+        return FusedGeglu.apply(x, kernels, recipe), recipe
     gelu = MadeAgain(lambda: F.gelu(x.detach().chunk(2, dim=-1)[1])) if again else None
     product = gelu and gelu.then(lambda made: made * x.detach().chunk(2, dim=-1)[0])
     return Geglu.apply(x, gelu, product), product
+
+
+class FusedGeglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, kernels: Kernels, recipe: MadeAgain | None) -> Tensor:
+        ctx.kernels, ctx.recipe = kernels, recipe
+        ctx.save_for_backward(x)
+        return kernels.geglu(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        forget(ctx)
+        (x,) = ctx.saved_tensors
+        return ctx.kernels.geglu_gradient(gradient.contiguous(), x), None, None
 
 
 class Geglu(torch.autograd.Function):

@@ -10,17 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.layers.kernels import Kernels
 from library.layers.made_again import MadeAgain, forget
 
 LOW = torch.bfloat16, torch.float16
 OF_INPUT = True, False, False  # the gradients that are wanted: not those of weight and bias
 
 
-def group_norm(norm: nn.GroupNorm, x: Tensor, silu: bool, again: bool) -> tuple[Tensor, MadeAgain | None]:
+def group_norm(
+    norm: nn.GroupNorm, x: Tensor, silu: bool, again: bool, kernels: Kernels | None = None
+) -> tuple[Tensor, MadeAgain | None]:
     """[N, C, H, W] normalised, with SiLU where wanted, and how to make it again where that is wanted."""
-    dtype, x = dtype_behind(x), x.contiguous(memory_format=memory_format(x))
-    recipe = MadeAgain(lambda: GroupNorm.apply(x.detach(), norm, silu, dtype, None)) if again else None
-    return GroupNorm.apply(x, norm, silu, dtype, recipe), recipe
+    kernels = kernels if kernels and kernels.takes(x) else None
+    dtype, x = dtype_behind(x), x.contiguous(memory_format=torch.contiguous_format if kernels else memory_format(x))
+    recipe = MadeAgain(lambda: GroupNorm.apply(x.detach(), norm, silu, dtype, None, kernels)) if again else None
+    return GroupNorm.apply(x, norm, silu, dtype, recipe, kernels), recipe
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor, again: bool) -> tuple[Tensor, MadeAgain | None]:
@@ -32,8 +36,20 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor, again: bool) -> tuple[Tensor, Made
 
 class GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, norm: nn.GroupNorm, silu: bool, dtype: torch.dtype, recipe: MadeAgain | None) -> Tensor:
-        ctx.norm, ctx.silu, ctx.recipe = norm, silu, recipe
+    def forward(
+        ctx,
+        x: Tensor,
+        norm: nn.GroupNorm,
+        silu: bool,
+        dtype: torch.dtype,
+        recipe: MadeAgain | None,
+        kernels: Kernels | None,
+    ) -> Tensor:
+        ctx.norm, ctx.silu, ctx.recipe, ctx.kernels = norm, silu, recipe, kernels
+        if kernels:
+            out, mean, rstd = kernels.group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, dtype)
+            ctx.save_for_backward(x, mean, rstd)
+            return out
         ctx.form = x.shape[0], x.shape[1], x[0, 0].numel(), norm.num_groups
         weight, bias = norm.weight.float(), norm.bias.float()
         with without_autocast(x):
@@ -45,13 +61,17 @@ class GroupNorm(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         forget(ctx)
         x, mean, rstd = ctx.saved_tensors
+        if ctx.kernels:
+            statistics = mean, rstd, ctx.norm.weight, ctx.norm.bias
+            of_x = ctx.kernels.group_norm_gradient(gradient.contiguous(), x, *statistics, ctx.silu)
+            return of_x, None, None, None, None, None
         weight, bias = ctx.norm.weight.float(), ctx.norm.bias.float()
         if ctx.silu:
             gradient = torch.ops.aten.silu_backward(gradient, normalised(x, mean, rstd, weight, bias))
         full = in_fp32(x)
         gradient = gradient.to(full.dtype).contiguous(memory_format=memory_format(x))
         parts = gradient, full, mean, rstd, weight, *ctx.form, OF_INPUT
-        return torch.ops.aten.native_group_norm_backward(*parts)[0].to(x.dtype), None, None, None, None
+        return torch.ops.aten.native_group_norm_backward(*parts)[0].to(x.dtype), None, None, None, None, None
 
 
 class LayerNorm(torch.autograd.Function):

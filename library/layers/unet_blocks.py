@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from library.layers.frozen import FrozenLayer, conv2d_input_gradient, is_adapted
 from library.layers.geglu import geglu
+from library.layers.kernels import Kernels
 from library.layers.made_again import MadeAgain
 from library.layers.norms import group_norm, layer_norm
 
@@ -36,10 +37,18 @@ def keep_inputs(unet: nn.Module) -> None:
             module.makes_inputs_again = False
 
 
+def use_kernels(unet: nn.Module, kernels: Kernels) -> None:
+    """Have the blocks of this file compute norms and GEGLU by the kernels."""
+    for module in unet.modules():
+        if isinstance(module, (KeepsLittle, GroupNormSilu)):
+            module.kernels = kernels
+
+
 class KeepsLittle(nn.Module):
     """What the blocks share: norms before layers whose input is made again."""
 
     makes_inputs_again = True
+    kernels: Kernels | None = None
 
     def normal(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, MadeAgain | None]:
         """What the norm makes of x, and how to make it again; adapters may have replaced the norm's `forward`."""
@@ -47,7 +56,7 @@ class KeepsLittle(nn.Module):
             return norm(x), None
         if isinstance(norm, nn.LayerNorm):
             return layer_norm(norm, x, self.makes_inputs_again)
-        return group_norm(norm, x, silu=False, again=self.makes_inputs_again)
+        return group_norm(norm, x, False, self.makes_inputs_again, self.kernels)
 
 
 def instead_of(tensor: Tensor, recipe: MadeAgain | None) -> AbstractContextManager:
@@ -67,7 +76,7 @@ class ResnetBlock2D(KeepsLittle, resnet.ResnetBlock2D):
     def _convolved(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
         if is_adapted(norm):
             return conv(F.silu(norm(x)))
-        normal, recipe = group_norm(norm, x, silu=True, again=self.makes_inputs_again and is_adapted(conv))
+        normal, recipe = group_norm(norm, x, True, self.makes_inputs_again and is_adapted(conv), self.kernels)
         with instead_of(normal, recipe):
             return conv(normal)
 
@@ -108,14 +117,16 @@ class BasicTransformerBlock(KeepsLittle, attention.BasicTransformerBlock):
         normal, recipe = self.normal(self.norm3, hidden_states)
         with instead_of(normal, recipe):
             projected = gate.proj(normal)
-        gated, recipe = geglu(projected, self.makes_inputs_again)
+        gated, recipe = geglu(projected, self.makes_inputs_again, self.kernels)
         with instead_of(gated, recipe):
             return out(gated)
 
 
 class GroupNormSilu(nn.GroupNorm):
+    kernels: Kernels | None = None
+
     def forward(self, input: Tensor) -> Tensor:
-        return group_norm(self, input, silu=True, again=False)[0]
+        return group_norm(self, input, True, False, self.kernels)[0]
 
 
 class Conv2d(FrozenLayer, nn.Conv2d):

@@ -613,6 +613,10 @@ class PrecisionOptions(OptionGroup):
     cuda_graphs: bool = option(
         False, "record a training step for each size of batch and have the GPU repeat it in one launch"
     )
+    fused_kernels: bool = option(
+        False,
+        "compute the U-Net's norms, SiLU and GEGLU by Triton kernels; for NVIDIA GPUs",
+    )
     no_onednn: bool = option(False, "on a CPU, compute frozen layers as PyTorch does by itself; slower")
     deterministic: bool = option(False, "two runs on the same machine give the same bits; may be slower; needs --seed")
 
@@ -622,6 +626,7 @@ class PrecisionOptions(OptionGroup):
             *conflict(self, "deterministic", "xformers", advice),
             *conflict(self, "deterministic", "torch_compile", advice),
             *conflict(self, "blocks_to_swap", "torch_compile", "compiled code wants weights that stay"),
+            *conflict(self, "fused_kernels", "torch_compile", "a compiler fuses these operations itself"),
             *at_least(self, 0, "blocks_to_swap"),
             *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in a way of its own"),
             *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in a way of its own"),

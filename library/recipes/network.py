@@ -37,6 +37,7 @@ from library.training.caching import cache_latents, cache_text
 from library.training.compiling import check_compiler, compile_unet
 from library.training.deterministic import same_bits
 from library.training.flat_optimizer import FlatOptimizer, can_be_flat
+from library.training.fused import fuse
 from library.training.gradients import flat_of
 from library.training.loop import run
 from library.training.memory_errors import memory_for
@@ -261,6 +262,7 @@ def prepare_unet(family: ModelFamily, network: nn.Module, options: TrainNetworkO
     prepare_for_cpu(family, network, options)
     if not options.torch_compile:  # a compiler decides itself what is made again
         keep_little(family.unet)
+        fuse(family.unet, options, family.device)
     swap_blocks(family, options)
     if options.gradient_checkpointing:
         family.enable_gradient_checkpointing(checkpoint_function(options))
