@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests, offline, in .venv (made where missing). Arguments go to pytest; --all runs the slow tests too.
+# Run the tests, offline, in .venv (made where missing), in as many processes as there are cores, at most four.
+# --all runs the slow tests too. Other arguments go to pytest, in one process: -n auto asks for more.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
@@ -10,6 +11,9 @@ for argument in "$@"; do
         *) arguments+=("$argument") ;;
     esac
 done
+if [ ${#arguments[@]} = 0 ]; then
+    arguments=(-n auto --dist worksteal)
+fi
 
 bash tools/install.sh --dev
 
@@ -19,5 +23,4 @@ trap 'rm -rf -- "$HF_HOME"' EXIT
 # One thread: toy models gain nothing from more, and lose tenfold where another job shares the cores.
 export HF_HOME HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONUTF8=1
 
-# The odd expansion is for macOS's bash 3.2, to which an empty array is an unset variable.
-.venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"}
+.venv/bin/python -m pytest "${arguments[@]}"

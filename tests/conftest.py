@@ -22,6 +22,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what ru
 RUNS_SLOW_TESTS = os.environ.get("ATHANOR_SLOW_TESTS") == "1"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """The cores that are ours, at most four: each process takes some GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not RUNS_SLOW_TESTS:
         skip = pytest.mark.skip(reason="slow; test.sh --all runs it")

@@ -1,9 +1,12 @@
 """Who may import whom: downward only, no cycles, no torch before training starts. Read from the sources, not run."""
 
 import ast
+import gc
 from pathlib import Path
 
 import pytest
+
+from library.importing import quick_imports
 
 ROOT = Path(__file__).parents[1]
 
@@ -309,3 +312,10 @@ def test_training_itself_is_seen_to_load_torch():
 def test_every_name_of_the_tables_is_a_module():
     named = {name for names in LAYERS for name in names} | set(TORCH_FREE)
     assert named - SOURCES.keys() <= {"scripts", "finetune"}
+
+
+def test_models_of_an_earlier_run_are_collected_where_nothing_new_is_imported():
+    frozen = gc.get_freeze_count()
+    with quick_imports():
+        import json  # noqa: F401
+    assert gc.get_freeze_count() == frozen

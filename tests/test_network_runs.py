@@ -49,7 +49,7 @@ def with_slow(algorithms: Iterable[str]) -> list[Any]:
 
 @pytest.mark.parametrize("name", [*with_slow(ALGORITHMS), "oft of lycoris", "pissa", "norms and biases", "ggpo"])
 def test_a_resumed_run_of_every_network_ends_in_the_same_bits(name, tiny_folder, pictures, tmp_path):
-    common = dict(max_train_epochs=2, save_every_n_steps=3, learning_rate=0.01) | RUNS[name]
+    common = dict(max_train_epochs=None, max_train_steps=6, save_every_n_steps=3, learning_rate=0.01) | RUNS[name]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train(tiny.arguments(tiny_folder, pictures, whole, save_state=True, **common))
     state = whole / "lora-step00000003-state"
@@ -60,13 +60,13 @@ def test_a_resumed_run_of_every_network_ends_in_the_same_bits(name, tiny_folder,
 
 @pytest.mark.parametrize("name", [*with_slow(filter(has_files, ALGORITHMS)), "norms and biases", "by name"])
 def test_every_network_of_sdxl_goes_on_from_its_file_alone(name, tiny_sdxl_file, pictures, tmp_path):
-    options = RUNS[name]
-    train(tiny.arguments(tiny_sdxl_file, pictures, tmp_path / "first", learning_rate=0.01, **options))
+    options, short = RUNS[name], dict(max_train_epochs=None, max_train_steps=2)
+    train(tiny.arguments(tiny_sdxl_file, pictures, tmp_path / "first", learning_rate=0.01, **options, **short))
     first = tmp_path / "first" / "lora.safetensors"
     train(
         tiny.arguments(
             tiny_sdxl_file, pictures, tmp_path / "second", network_dim=None, network_weights=first,
-            dim_from_weights=True, learning_rate=1e-30, network_module=options.get("network_module"),
+            dim_from_weights=True, learning_rate=1e-30, network_module=options.get("network_module"), **short,
         )
     )  # fmt: skip
     before, after = load_file(first), load_file(tmp_path / "second" / "lora.safetensors")

@@ -12,6 +12,7 @@ from library.layers import onednn
 from library.layers.frozen import input_gradient_of, output_of
 from networks import lora
 from tests import tiny
+from tests.conftest import RUNS_SLOW_TESTS
 from train_network import train
 
 pytestmark = pytest.mark.skipif(
@@ -28,6 +29,7 @@ LAYERS = {
     "strided, even size": (lambda: nn.Conv2d(16, 64, 3, stride=(2, 1), padding=1), (1, 16, 8, 6)),
 }
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+NUM_STEPS = 50 if RUNS_SLOW_TESTS else 20
 
 
 def converted(model: nn.Module) -> nn.Module:
@@ -121,9 +123,9 @@ def test_gradients_go_through_a_layer_whose_adapter_is_dropped(kind):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"gradient_checkpointing": True, "network_args": ["conv_dim=2"]}])
-def test_50_steps_are_those_of_plain_layers(arguments, model_file, pictures, tmp_path, caplog):
+def test_steps_are_those_of_plain_layers(arguments, model_file, pictures, tmp_path, caplog):
     """Adapters on text encoder and U-Net; SGD, since Adam divides rounding by rounding where nothing is learnt."""
-    common = dict(max_train_epochs=None, max_train_steps=50, optimizer_type="SGD", learning_rate=0.1, **arguments)
+    common = dict(max_train_epochs=None, max_train_steps=NUM_STEPS, optimizer_type="SGD", learning_rate=0.1) | arguments
     train(tiny.arguments(model_file, pictures, tmp_path / "plain", no_onednn=True, **common))
     train(tiny.arguments(model_file, pictures, tmp_path / "ours", **common))
     assert "slower" not in caplog.text

@@ -518,6 +518,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on(tiny_file, pictures, tmp_
     """The first process alone looks for the file; both end after the same step."""
     options = dict(max_train_epochs=None, max_train_steps=40, save_every_n_steps=5, flip_aug=True)
     launch = ["--quiet", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0"]  # one that is free
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
     def start(name: str, **more) -> subprocess.Popen:

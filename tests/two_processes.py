@@ -105,8 +105,10 @@ if __name__ == "__main__":
         facts["weights"] = accelerator.gather(weights[None]).tolist()
         facts["timeout"] = group.options._timeout.total_seconds()
     rank = os.environ["RANK"]
-    if rank == given.get("dies"):
-        NetworkRecipe.epoch_finished = lambda *_: os._exit(9)
     for arguments in given["runs"]:
         train([word.replace("RANK", rank) for word in arguments])
     Path(f"{given['facts']}-{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+    if "dies" in given:
+        if rank == "1":
+            NetworkRecipe.epoch_finished = lambda *_: os._exit(9)
+        train(given["dies"])
