@@ -89,6 +89,20 @@ def test_a_block_that_cannot_be_compiled_runs_as_it_is_and_a_line_says_so(caplog
     assert [message.partition(" (")[0] for message in said_by_us(caplog)] == [line]
 
 
+def test_at_the_limit_of_recompilations_blocks_run_as_they_are_and_a_line_says_so(caplog):
+    model = transformer()
+    network = with_network(model)
+    wanted = loss_and_gradients(model, network)
+    torch._dynamo.reset()
+    compile_unet(model, COMPILED)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for side in (4, 6, 8):
+            model(torch.zeros(2, 32, side, side), torch.zeros(2, 7, 32))
+        torch.testing.assert_close(loss_and_gradients(model, network), wanted, rtol=1e-4, atol=1e-6)
+    lines = [message.partition(" (")[0] for message in said_by_us(caplog)]
+    assert lines == ["--torch_compile: a BasicTransformerBlock runs without being compiled"]
+
+
 def said_by_us(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name.startswith("library.")]
 

@@ -54,6 +54,13 @@ def test_frozen_text_encoders_stay_where_captions_change(tiny_sdxl_file, picture
     assert of_one < of_many
 
 
+def test_compiled_runs_are_estimated_as_they_would_be_without(tiny_sdxl_file, pictures, tmp_path):
+    options = options_for(tiny_sdxl_file, pictures, tmp_path, torch_compile=True)
+    assert estimate(options, "sdxl", SIZE, False) == estimate(
+        replace(options, torch_compile=False), "sdxl", SIZE, False
+    )
+
+
 def real_step_bytes(options: TrainNetworkOptions, name: str) -> tuple[int, int]:
     """Frozen weights, and what more lives at the peak of a step of the U-Net's network, of real tensors."""
     cpu = torch.device("cpu")

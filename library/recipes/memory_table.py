@@ -49,7 +49,8 @@ def estimate(
 ) -> MemoryEstimate:
     """The memory of training batches of this size; where captions change, frozen text encoders stay on the device."""
     autocast = weight_dtype(options) if needs_autocast(options) else None
-    options = replace(options, xformers=False)  # whose memory is that of PyTorch's own attention
+    # xformers takes what PyTorch's own attention does; what compiled code keeps nobody knows beforehand
+    options = replace(options, xformers=False, torch_compile=False)
     family = load_family(options, family_name, META)  # its parts have no memory until they are read
     with LiveBytes() as memory, LikeCuda(autocast):
         for part in family.parts.all():

@@ -16,6 +16,7 @@ from library.options.groups import PrecisionOptions
 logger = logging.getLogger(__name__)
 
 REPEATED = "BasicTransformerBlock", "ResnetBlock2D"
+FAILURES = torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
 SHAPES = 8  # sizes of pictures for which a block is compiled before one code is made for all of them, and to spare
 
 
@@ -63,7 +64,7 @@ def compiled_or_plain(block: nn.Module, backend: str) -> Callable[..., Any]:
     def call(*inputs: Any, **named_inputs: Any) -> Any:
         try:
             return compiled(*inputs, **named_inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except FAILURES as error:
             block._compiled_call_impl = None
             name = type(block).__name__
             logger.warning("--torch_compile: a %s runs without being compiled (%s)", name, reason_of(error))
