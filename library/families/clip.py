@@ -1,6 +1,7 @@
 """CLIP text conditioning: the tokenizer, captions longer than 75 tokens, weights in captions, clip_skip."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from library.families.clip_vocabulary import CHUNK, clip_vocabulary
 from library.families.prompt_weights import parse_weights
+
+REMEMBERED = 20_000  # captions whose tokens need not be found again
 
 
 def build_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -20,9 +23,14 @@ def build_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str], num_chunks: int = 1) -> Tensor:
     """Token ids [B, num_chunks, 77]: each chunk is BOS, 75 tokens of the caption, and an end token."""
-    length = num_chunks * CHUNK + 2
-    encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=length)
-    return in_chunks(tokenizer, torch.tensor(encoded.input_ids), num_chunks)
+    ids = torch.stack([ids_of(tokenizer, caption, num_chunks * CHUNK + 2) for caption in captions])
+    return in_chunks(tokenizer, ids, num_chunks)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def ids_of(tokenizer: CLIPTokenizer, caption: str, length: int) -> Tensor:
+    """Token ids [length] of a caption, cut off or filled up; not to be changed."""
+    return torch.tensor(tokenizer(caption, padding="max_length", truncation=True, max_length=length).input_ids)
 
 
 def tokenize_weighted(tokenizer: CLIPTokenizer, captions: Sequence[str], num_chunks: int = 1) -> tuple[Tensor, Tensor]:
@@ -37,10 +45,11 @@ def tokenize_weighted(tokenizer: CLIPTokenizer, captions: Sequence[str], num_chu
     return in_chunks(tokenizer, torch.tensor(ids), num_chunks), torch.tensor(weights).unsqueeze(-1)
 
 
-def weighted_tokens(tokenizer: CLIPTokenizer, caption: str) -> list[tuple[int, float]]:
+@lru_cache(maxsize=REMEMBERED)
+def weighted_tokens(tokenizer: CLIPTokenizer, caption: str) -> tuple[tuple[int, float], ...]:
     """Tokens of a caption's pieces with the pieces' weights, without BOS and EOS."""
     pieces = parse_weights(caption)
-    return [(token, weight) for text, weight in pieces for token in tokenizer(text).input_ids[1:-1]]
+    return tuple((token, weight) for text, weight in pieces for token in tokenizer(text).input_ids[1:-1])
 
 
 def in_chunks(tokenizer: CLIPTokenizer, ids: Tensor, num_chunks: int) -> Tensor:
