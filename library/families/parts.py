@@ -65,6 +65,7 @@ class Part:
     def change(self, layer: nn.Module, change: Callable[[], None]) -> None:
         """Change a layer as soon as its weights are there."""
         if self._is_filled:
+            self.keep()
             change()
         else:
             self._changes.setdefault(layer, []).append(change)

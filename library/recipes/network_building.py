@@ -87,7 +87,7 @@ def new_network(
 ) -> nn.Module:
     """The network of the ranks that are given."""
     if hasattr(algorithm, "needs_base_weights") and algorithm.needs_base_weights(arguments):
-        family.keep_weights()
+        family.keep_weights()  # so that they are there before VAE and text encoders have left
     norms = hasattr(algorithm, "wants_norms") and algorithm.wants_norms(arguments)
     all_targets = family.adapter_targets(algorithm.wants_convolutions(arguments), norms)
     targets = wanted_targets(all_targets, options)
