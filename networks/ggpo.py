@@ -97,8 +97,10 @@ class Perturbations:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Take the norms of the base model, whose weights are there by now."""
+        """Take the norms of the base model, whose weights are there by now where adapters are trained."""
         for adapter in self.adapters:
+            if not adapter.lora_up.weight.requires_grad:
+                continue
             rows = adapter.base.weight.flatten(1)
             squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square()
             self.base_squares[adapter.name] = squares.to(adapter.lora_up.weight.device)

@@ -24,7 +24,7 @@ LAYERS = {
     "conv3x3": (lambda: nn.Conv2d(64, 32, 3, stride=2, padding=1), (2, 64, 6, 6)),
 }
 FORMS = {"fp8": hold_in_fp8, "int8": hold_in_int8, "nf4": hold_in_nf4}
-OF_THE_WEIGHT = "networks.dora", "networks.oft"  # whose change is another one for another weight
+OF_THE_WEIGHT = "networks.dora", "networks.ia3", "networks.oft"  # whose change is another one for another weight
 matrix = [
     pytest.mark.parametrize("kind", LAYERS),
     pytest.mark.parametrize("form", FORMS),
@@ -143,7 +143,7 @@ RESUMED = {  # the widths with LoRA, and the other networks with one of them
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_ends_in_the_same_bits(name, tiny_file, pictures, tmp_path):
     common = dict(max_train_epochs=None, max_train_steps=4, learning_rate=0.01, network_train_unet_only=True)
-    common |= RESUMED[name]
+    common |= RESUMED[name] | ({"network_dim": None} if name == "networks.ia3" else {})  # it has no ranks
     train(tiny.arguments(tiny_file, pictures, tmp_path / "whole", save_state=True, save_every_n_steps=2, **common))
     state = tmp_path / "whole" / "lora-step00000002-state"
     train(tiny.arguments(tiny_file, pictures, tmp_path / "resumed", resume=state, **common))

@@ -46,8 +46,10 @@ def opened(path: Path, **options: object):
     return open_models(inspect_checkpoint(str(path)), ModelOptions(**options))
 
 
-def test_each_part_has_left_before_the_unet_comes(tiny_sdxl_file, pictures, tmp_path, loads):
-    train(tiny.arguments(tiny_sdxl_file, pictures, tmp_path / "out", network_train_unet_only=True, max_train_steps=1))
+@pytest.mark.parametrize("more", [{}, {"base_quantization": "nf4"}, {"fp8_base_unet": True}])
+def test_each_part_has_left_before_the_unet_comes(more, tiny_sdxl_file, pictures, tmp_path, loads):
+    words = dict(network_train_unet_only=True, max_train_steps=1, **more)
+    train(tiny.arguments(tiny_sdxl_file, pictures, tmp_path / "out", **words))
     assert loads == [
         ("VAE", []),
         ("CLIP text encoder", []),

@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H W pixels, h w latent cells, L tokens, D features.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from library.dataset.share import Share
 from library.families.blocks import BlockLayout
-from library.families.parts import Part
+from library.families.parts import Hold, Part
 from library.families.vae import Vae
 
 Conds = dict[str, Tensor]  # text conditioning; only its family looks inside
@@ -104,6 +104,14 @@ class ModelFamily(Protocol):
 
     def keep_weights(self) -> None:
         """Read the weights of U-Net and text encoders, and hold them: they will be changed, or looked at."""
+        ...
+
+    def change_layers(self, changes: Mapping[nn.Module, Callable[[], None]]) -> None:
+        """Change layers of U-Net and text encoders, each as soon as its weights are there."""
+        ...
+
+    def hold_in(self, hold: Hold, text_too: bool) -> None:
+        """Have the U-Net, or the text encoders too, rounded layer by layer as they are read, after all changes."""
         ...
 
     def kohya_models(self) -> KohyaModels: ...

@@ -20,7 +20,7 @@ from library.families.ldm_clip import SDXL_CLIP_PREFIX, clip_in_file, clip_part
 from library.families.ldm_open_clip import SDXL_OPEN_CLIP, open_clip_in_file, open_clip_part
 from library.families.ldm_unet import eight_heads, heads_of_64, unet_in_file, unet_part
 from library.families.ldm_vae import vae_in_file, vae_part
-from library.families.parts import LoadedPart, Part
+from library.families.parts import Hold, LoadedPart, Part
 from library.layers.swapped import blocks_of, largest_blocks, weights_of
 from library.options.groups import ModelOptions
 from library.texts import read_json
@@ -98,6 +98,18 @@ class OpenedModels:
         for part in (self.unet, *self.text_encoders):
             part.loaded(target)
             part.keep()
+
+    def change_layers(self, changes: Mapping[nn.Module, Callable[[], None]]) -> None:
+        """Those of U-Net and text encoders, as soon as their weights are there."""
+        for part in (self.unet, *self.text_encoders):
+            for layer in part.layers.modules():
+                if layer in changes:
+                    part.change(layer, changes[layer])
+
+    def hold_in(self, hold: Hold, text_too: bool) -> None:
+        """Have the U-Net, or the text encoders too, rounded as they are read."""
+        for part in (self.unet, *(self.text_encoders if text_too else ())):
+            part.hold_in(hold)
 
     def swap_blocks(self, num_blocks: int) -> None:
         """Read the weights of the U-Net's largest blocks no further than to main memory."""

@@ -2,11 +2,13 @@
 
 A model is built on the meta device and given the file's own tensors, so nothing is initialised at random first, and
 nothing is read before its time or that is not used. Names are mapped from diffusers to the file, so that every weight
-of the model is accounted for, when the file is opened.
+of the model is accounted for, when the file is opened. Where layers are changed or rounded, that is done to one after
+the other as they are read: never are two in memory as the file has them.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import groupby
 from math import prod
 
 import torch
@@ -18,6 +20,7 @@ from library.layers.frozen import is_adapted
 from library.layers.swapped import stub
 
 HOST = ("cpu", "meta")
+Hold = Callable[[nn.Module], None]  # rounds the weights of a model's Linear layers and convolutions
 
 
 class Part:
@@ -30,18 +33,16 @@ class Part:
         self._sources = {name: name_in_file(name) for name in layers.state_dict()}
         self._is_filled = self._is_kept = False
         self._in_main_memory: frozenset[str] = frozenset()  # names of weights
+        self._changes: dict[nn.Module, list[Callable[[], None]]] = {}
+        self._hold: Hold | None = None
         self._device: torch.device | None = None  # that it was last asked for on, until it is released
         self._check(what)
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._device is not None
 
     @property
     def file(self) -> SafetensorsReader | None:
         """Where all its numbers come from; None where they are changed, adapted, or not read from such a file."""
         has_adapters = any(map(is_adapted, self.layers.modules()))
-        return None if has_adapters else file_of(self._weights)
+        return None if has_adapters or self._is_changed else file_of(self._weights)
 
     def source(self, name: str) -> tuple[Mapping[str, Tensor], str]:
         """Where a weight of the layers is read, and its name there."""
@@ -61,6 +62,18 @@ class Part:
         """Have weights come no further when they are read, whatever the device."""
         self._in_main_memory = frozenset(names)
 
+    def change(self, layer: nn.Module, change: Callable[[], None]) -> None:
+        """Change a layer as soon as its weights are there."""
+        if self._is_filled:
+            self.keep()
+            change()
+        else:
+            self._changes.setdefault(layer, []).append(change)
+
+    def hold_in(self, hold: Hold) -> None:
+        """Have each layer rounded as it is read, after it was changed; for a part that is not read yet."""
+        self._hold = hold
+
     def keep(self) -> None:
         """Somebody changes the weights, so they are not what is in the file, which is let go."""
         self._is_kept = True
@@ -77,6 +90,10 @@ class Part:
             self._is_filled = False
         self._device = None
 
+    @property
+    def _is_changed(self) -> bool:
+        return self._hold is not None or bool(self._changes)
+
     def _check(self, what: str) -> None:
         missing, misshapen = [], []
         for name, empty in self.layers.state_dict().items():
@@ -91,12 +108,26 @@ class Part:
             raise UserError(f"the checkpoint's {what} has weights of other sizes: {quoted_list(misshapen, 3)}")
 
     def _fill(self, target: Target) -> None:
-        filled = {name: self._read(name, empty.shape, target) for name, empty in self.layers.state_dict().items()}
-        self.layers.load_state_dict(filled, assign=True)
+        stays = self._is_changed or target.device.type not in HOST  # released, it goes to main memory
+        for path, names in groupby(self._sources, lambda name: name.rpartition(".")[0]):
+            self._fill_layer(path, list(names), target)
         restore_position_ids(self.layers, target.device)
         self._is_filled = True
-        if target.device.type not in HOST:
-            self.keep()  # released, it goes to main memory
+        if stays:
+            self.keep()
+
+    def _fill_layer(self, path: str, names: list[str], target: Target) -> None:
+        layer, state = self.layers.get_submodule(path), {}
+        for name in names:
+            own = name.rpartition(".")[2]
+            state[own] = self._read(name, getattr(layer, own).shape, target)
+        layer.load_state_dict(state, strict=False, assign=True)
+        for change in self._changes.pop(layer, ()):
+            change()
+        if self._hold and isinstance(layer, (nn.Linear, nn.Conv2d)):
+            self._hold(layer)
+            if target.device.type == "meta" and not self._in_main_memory.isdisjoint(names):
+                stand_for_main_memory(layer)
 
     def _read(self, name: str, shape: torch.Size, target: Target) -> Tensor:
         if name in self._in_main_memory:
@@ -107,18 +138,27 @@ class Part:
 
 
 class LoadedPart(Part):
-    """The same of a model that came with its weights."""
+    """The same of a model that came with its weights; each is let go when it is where it is needed."""
 
     def __init__(self, model: nn.Module):
-        super().__init__(model, {}, lambda name: name, "")
-        self.keep()
-
-    def _check(self, what: str) -> None:
-        """There is nothing to look for."""
+        weights = model.state_dict()
+        super().__init__(model.to("meta"), weights, lambda name: name, type(model).__name__)
 
     def _fill(self, target: Target) -> None:
-        self.layers.to(target.device, target.dtype)
-        self._is_filled = True
+        super()._fill(target)
+        self.keep()
+
+    def _read(self, name: str, shape: torch.Size, target: Target) -> Tensor:
+        value = super()._read(name, shape, target)
+        del self._weights[name]
+        return value
+
+
+def stand_for_main_memory(layer: nn.Module) -> None:
+    """Have a rounded layer's matrices on the meta device count as no memory of the device."""
+    for parameter in layer.parameters():
+        if parameter.ndim > 1:
+            parameter.data = stub(parameter.shape, parameter.dtype)
 
 
 def restore_position_ids(model: nn.Module, device: torch.device) -> None:

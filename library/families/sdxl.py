@@ -1,7 +1,7 @@
 """Stable Diffusion XL (arXiv:2307.01952): two text encoders, and sizes as conditioning."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,6 +25,7 @@ from library.families.modules import (
     unet_layers,
     unet_norms,
 )
+from library.families.parts import Hold
 from library.families.text_memory import TextMemory
 from library.families.vae import Vae
 from library.options.groups import ModelOptions
@@ -140,6 +141,12 @@ class Sdxl:
 
     def keep_weights(self) -> None:
         self.parts.keep_weights(Target(self.dtype, self.device))
+
+    def change_layers(self, changes: Mapping[nn.Module, Callable[[], None]]) -> None:
+        self.parts.change_layers(changes)
+
+    def hold_in(self, hold: Hold, text_too: bool) -> None:
+        self.parts.hold_in(hold, text_too)
 
     def kohya_models(self) -> KohyaModels:
         self.keep_weights()

@@ -110,6 +110,16 @@ def caches_text(options: Any) -> bool:
     return options.cache_text_encoder_outputs or options.cache_text_encoder_outputs_to_disk
 
 
+def unet_rounding(options: Any) -> str | None:
+    """How the frozen U-Net is stored in fewer bits, as --base_quantization names it; None where it is not."""
+    return options.base_quantization or ("fp8" if options.fp8_base or options.fp8_base_unet else None)
+
+
+def rounds_text(options: Any) -> bool:
+    """Whether text encoders are stored in fp8, which --fp8_base_unet takes back."""
+    return options.fp8_base and not options.fp8_base_unet
+
+
 def learning_rates(options: Any) -> tuple[float | tuple[float, ...], float]:
     """Learning rates of text encoder and U-Net; only None falls back to --learning_rate, 0 means not trained.
 

@@ -595,8 +595,9 @@ class PrecisionOptions(OptionGroup):
     fp8_base_unet: bool = option(False, "as --fp8_base, but not the text encoders")
     base_quantization: str | None = option(
         None,
-        "how the frozen U-Net is rounded: int8 multiplies in 8 bits, for GPUs; nf4 stores it in 4 bits (QLoRA)",
-        choices=("int8", "nf4"),
+        "how the frozen U-Net is rounded: fp8 is --fp8_base_unet; int8 multiplies in 8 bits, for GPUs; "
+        "nf4 stores it in 4 bits (QLoRA)",
+        choices=("fp8", "int8", "nf4"),
     )
     gradient_checkpointing: bool = option(False, "save memory by computing parts of the forward pass twice")
     cpu_offload_checkpointing: bool = option(
@@ -628,8 +629,12 @@ class PrecisionOptions(OptionGroup):
             *conflict(self, "blocks_to_swap", "torch_compile", "compiled code wants weights that stay"),
             *conflict(self, "fused_kernels", "torch_compile", "a compiler fuses these operations itself"),
             *at_least(self, 0, "blocks_to_swap"),
-            *conflict(self, "base_quantization", "fp8_base", "each stores the U-Net in a way of its own"),
-            *conflict(self, "base_quantization", "fp8_base_unet", "each stores the U-Net in a way of its own"),
+            *(
+                text
+                for name in ("fp8_base", "fp8_base_unet")
+                if self.base_quantization != "fp8"
+                for text in conflict(self, "base_quantization", name, "each stores the U-Net in a way of its own")
+            ),
             *(
                 f"--full_{name} needs --mixed_precision {name}, got {self.mixed_precision}"
                 for name in ("fp16", "bf16")

@@ -54,8 +54,7 @@ def estimate(
     family = load_family(options, family_name, META)  # its parts have no memory until they are read
     with LiveBytes() as memory, LikeCuda(autocast):
         for part in family.parts.all():
-            count = memory.note_all if part.is_loaded else memory.ignore
-            count(part.layers)
+            memory.ignore(part.layers)
         arguments = network_arguments(options)
         network = build_network(load_algorithm(network_module(options)), family, options, arguments)
         network.to(META, full_dtype(options)).train()
@@ -73,8 +72,6 @@ def estimate(
             if not captions_change:
                 for text_encoder in family.text_encoders:
                     off_the_device(text_encoder)
-        else:
-            _ = family.text_encoders  # read now
         prepare_unet(family, network, options)
         before, resident = memory.peak, memory.now
         memory.peak = 0

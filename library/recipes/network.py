@@ -192,15 +192,13 @@ def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Acceler
 
 
 def load_family(options: TrainNetworkOptions, name: str, device: torch.device) -> ModelFamily:
-    """The base model as adapters find it: --base_weights are merged before it is stored in fewer bits.
+    """The base model as adapters find it. Its weights are read later, when and only if they are needed.
 
-    Where nothing changes its weights, they are read later, when and only if they are needed.
+    Then, layer by layer, --base_weights are merged into them before they are stored in fewer bits.
     """
     family = family_class(name)(options, device, weight_dtype(options))
     if options.blocks_to_swap:
         family.swap_blocks(options.blocks_to_swap)
-    if options.base_weights or options.fp8_base or options.fp8_base_unet or options.base_quantization:
-        family.keep_weights()
     merge_base_weights(importlib.import_module(DEFAULT_NETWORK), family, options)
     store_in_fewer_bits(family, options)
     return family
@@ -257,7 +255,12 @@ def cache_text_of(
 
 
 def prepare_unet(family: ModelFamily, network: nn.Module, options: TrainNetworkOptions) -> None:
-    """The U-Net and how it runs, with the network attached: layers as the device likes them, swapped, compiled."""
+    """The U-Net and how it runs, with the network attached: layers as the device likes them, swapped, compiled.
+
+    Text encoders that are trained are read by then too.
+    """
+    if family.trains_text_encoder:
+        _ = family.text_encoders
     choose_attention(family.unet, options, family.device)
     prepare_for_cpu(family, network, options)
     if not options.torch_compile:  # a compiler decides itself what is made again

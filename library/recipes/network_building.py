@@ -4,6 +4,7 @@ import importlib
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
@@ -86,7 +87,7 @@ def new_network(
 ) -> nn.Module:
     """The network of the ranks that are given."""
     if hasattr(algorithm, "needs_base_weights") and algorithm.needs_base_weights(arguments):
-        family.keep_weights()
+        family.keep_weights()  # so that they are there before VAE and text encoders have left
     norms = hasattr(algorithm, "wants_norms") and algorithm.wants_norms(arguments)
     all_targets = family.adapter_targets(algorithm.wants_convolutions(arguments), norms)
     targets = wanted_targets(all_targets, options)
@@ -112,14 +113,22 @@ def network_of_file(
 
 
 def merge_base_weights(algorithm: ModuleType, family: ModelFamily, options: NetworkOptions) -> None:
-    """Add the networks of --base_weights to the model's weights, for good; every key of a file must be used."""
+    """Add the networks of --base_weights to the model's weights as these are read, for good.
+
+    Every key of a file must be used.
+    """
     paths = options.base_weights or []
     for path, multiplier in zip_longest(paths, options.base_weights_multiplier or [], fillvalue=1.0):
         with naming_flag("base_weights", path):
             targets = list(family.adapter_targets(conv=True, norms=hasattr(algorithm, "wants_norms")))
             network = algorithm.create_network_from_weights(targets, Path(path))
-        network.to(family.device, torch.float32).merge(multiplier)
-        logger.info("merged into the base model: %d layers of %s, times %g", len(network.adapters()), path, multiplier)
+        adapters = network.adapters()
+        family.change_layers({each.base: partial(merge_one, each, multiplier, family.device) for each in adapters})
+        logger.info("merged into the base model: %d layers of %s, times %g", len(adapters), path, multiplier)
+
+
+def merge_one(adapter: nn.Module, multiplier: float, device: torch.device) -> None:
+    adapter.to(device, torch.float32).merge(multiplier)
 
 
 def wanted_targets(targets: Iterable[AdapterTarget], options: NetworkOptions) -> list[AdapterTarget]:

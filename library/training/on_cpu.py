@@ -9,6 +9,7 @@ from torch import nn
 
 from library.families.base import ModelFamily
 from library.layers.onednn import compute_with_onednn
+from library.options.derived import unet_rounding
 from library.options.groups import PrecisionOptions
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def prepare_for_cpu(family: ModelFamily, network: nn.Module, options: PrecisionO
             logger.warning("--no_onednn: no effect, as this run does not train on the processor")
         return
     keep_freed_memory()
-    if options.no_onednn or options.fp8_base or options.fp8_base_unet or options.torch_compile:
+    if options.no_onednn or unet_rounding(options) == "fp8" or options.torch_compile:
         return
     models = [family.unet, *(family.text_encoders if family.trains_text_encoder else ())]
     own = hasattr(network, "apply_to") and hasattr(network, "remove")  # one of another project stays attached

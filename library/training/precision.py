@@ -17,13 +17,13 @@ from library.families.base import Checkpoint, ModelFamily
 from library.layers.fp8 import hold_in_fp8
 from library.layers.int8 import hold_in_int8
 from library.layers.nf4 import hold_in_nf4
-from library.options.derived import has_dropout, network_module
+from library.options.derived import has_dropout, network_module, rounds_text, unet_rounding
 from library.options.groups import DistributedOptions, PrecisionOptions, TrainNetworkOptions
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-QUANTIZATIONS = {"int8": hold_in_int8, "nf4": hold_in_nf4}
+QUANTIZATIONS = {"fp8": hold_in_fp8, "int8": hold_in_int8, "nf4": hold_in_nf4}
 
 
 def weight_dtype(options: PrecisionOptions) -> torch.dtype:
@@ -115,14 +115,9 @@ def ways_to_hold(options: PrecisionOptions) -> dict[str, Callable[[nn.Module], N
 
 
 def store_in_fewer_bits(family: ModelFamily, options: PrecisionOptions) -> None:
-    """U-Net and text encoders in fp8 with --fp8_base, the U-Net alone with --fp8_base_unet, or in int8 or nf4."""
-    if options.fp8_base or options.fp8_base_unet:
-        hold_in_fp8(family.unet)
-    if options.fp8_base and not options.fp8_base_unet:
-        for text_encoder in family.text_encoders:
-            hold_in_fp8(text_encoder)
-    if options.base_quantization:
-        QUANTIZATIONS[options.base_quantization](family.unet)
+    """Have U-Net and, with --fp8_base, text encoders rounded as they are read."""
+    if form := unet_rounding(options):
+        family.hold_in(QUANTIZATIONS[form], text_too=rounds_text(options))
 
 
 def checkpoint_function(options: TrainNetworkOptions) -> Checkpoint | None:
