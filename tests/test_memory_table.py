@@ -54,6 +54,16 @@ def test_frozen_text_encoders_stay_where_captions_change(tiny_sdxl_file, picture
     assert of_one < of_many
 
 
+def test_a_network_that_begins_with_the_weights_is_estimated_without_them(tiny_file, pictures, tmp_path):
+    given = {"network_dim": 2, "cache_latents": True}
+    plain, pissa = (
+        estimate(options_for(tiny_file, pictures, tmp_path, **given, **more), "sd", SIZE, captions_change=False)
+        for more in ({}, {"network_args": ["init=pissa"]})
+    )
+    assert pissa.num_trained == plain.num_trained > 0
+    assert pissa.step > plain.step  # it computes with twice the rank
+
+
 def real_step_bytes(options: TrainNetworkOptions, name: str) -> tuple[int, int]:
     """Frozen weights, and what more lives at the peak of a step of the U-Net's network, of real tensors."""
     cpu = torch.device("cpu")
