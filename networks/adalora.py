@@ -3,7 +3,8 @@
 The change of a weight W [out, in] is (alpha / rank) u P diag(lambda) Q, with P [out, r] and Q [r, in] kept nearly
 orthonormal. At first every layer has more ranks than wanted; on the way the least important of all layers are put to 0.
 The factor u, the power of two nearest to sqrt(out), lets lambda learn at the rates that LoRA takes: its steps change W
-by as much as those of LoRA's matrix B. Which ranks matter most does not depend on it. Files are plain LoRA.
+by as much as those of LoRA's matrix B. Which ranks matter most does not depend on it. Files are plain LoRA, with one
+alpha for all layers: diffusers gives many layers the most common one.
 """
 
 import math
@@ -35,10 +36,19 @@ ORTHOGONALITY = 0.1  # the weight of its term; the paper tries 0.1, 0.3 and 0.5
 
 
 class AdaLoraAdapter(LoraAdapter):
-    """P, lambda and Q of one layer, named lora_up, lora_lambda and lora_down."""
+    """P, lambda and Q of one layer, named lora_up, lora_lambda and lora_down; `file_alpha` is the alpha in files."""
 
-    def __init__(self, target: AdapterTarget, first: int, rank: int, alpha: int | float, **dropouts: float | None):
+    def __init__(
+        self,
+        target: AdapterTarget,
+        first: int,
+        rank: int,
+        alpha: int | float,
+        file_alpha: int | float,
+        **dropouts: float | None,
+    ):
         super().__init__(target, first, float((alpha or rank) * first / rank), **dropouts)
+        self.file_alpha = float(file_alpha)
         nn.init.orthogonal_(self.lora_down.weight)
         nn.init.orthogonal_(self.lora_up.weight)
         self.wanted_rank = rank
@@ -62,32 +72,29 @@ class AdaLoraAdapter(LoraAdapter):
         self.lora_lambda.mul_(factor)
 
     def file_weights(self) -> dict[str, Tensor]:
-        """A plain LoRA of the ranks that are not 0; nothing where all are."""
+        """A plain LoRA of the ranks that are not 0; nothing where all are. B takes what `file_alpha` is off by."""
         (left,) = torch.nonzero(self.lora_lambda * self.kept, as_tuple=True)
         if not len(left):
             return {}
         down, up = (matrix.detach() for matrix in self.matrices())
-        alpha = torch.tensor(self.scale * len(left))
-        return {"lora_down.weight": down[left], "lora_up.weight": up[:, left], "alpha": alpha}
+        up = up[:, left] * (self.scale * len(left) / self.file_alpha)
+        return {"lora_down.weight": down[left], "lora_up.weight": up, "alpha": torch.tensor(self.file_alpha)}
 
     def take_file_weights(self, weights: dict[str, Tensor]) -> None:
-        """Be the change of a plain LoRA; ranks that it lacks are 0 again.
+        """Be the change of a plain LoRA of any alpha, at the own scale; ranks that it lacks are 0 again.
 
-        lambda becomes a power of two near the columns' lengths, so that the product is the file's to the bit.
+        P takes the columns of B divided by the powers of two nearest to their lengths, and lambda the rest.
         """
         up = weights["lora_up.weight"].to(self.lora_up.weight).view(len(self.lora_up.weight), -1)
         count = up.shape[1]
         lengths = torch.exp2(up.norm(dim=0).clamp(min=torch.finfo(up.dtype).tiny).log2().round())
         self.lora_lambda.zero_()
-        self.lora_lambda[:count] = lengths / self.unit
+        self.lora_lambda[:count] = lengths / self.unit * (weights["alpha"].item() / count / self.scale)
         self.kept.fill_(1)
-        factors = (self.lora_lambda[:count] * self.unit).to(up.dtype)
-        self.lora_up.weight.flatten(1)[:, :count] = up / factors
+        self.lora_up.weight.flatten(1)[:, :count] = up / lengths
         self.lora_down.weight[:count] = (
             weights["lora_down.weight"].to(self.lora_down.weight).view(count, *self.lora_down.weight.shape[1:])
         )
-        self.alpha.fill_(weights["alpha"].item() / count * self.rank)
-        self.refresh()
 
 
 class AdaLoraNetwork(AdapterNetwork):
@@ -183,13 +190,14 @@ def create_network(
     Layers that are not Linear or 1x1 take `conv_dim` and `conv_alpha`, and are left alone without them.
     """
     given = read(network_args)
-    pointwise = network_dim or DEFAULT_RANK, network_alpha or 0
+    pointwise = network_dim or DEFAULT_RANK, network_alpha or network_dim or DEFAULT_RANK
     convolutions = given.get("conv_dim", 0), given.get("conv_alpha", 1.0)
 
     def make(target: AdapterTarget) -> AdaLoraAdapter | None:
         rank, alpha = pointwise if is_pointwise(target.layer) else convolutions
         first = first_rank(rank, network_dim, given)
-        return AdaLoraAdapter(target, first, rank, alpha, **dropouts_of(given, neuron_dropout)) if rank else None
+        dropouts = dropouts_of(given, neuron_dropout)
+        return AdaLoraAdapter(target, first, rank, alpha, pointwise[1], **dropouts) if rank else None
 
     return AdaLoraNetwork(build_adapters(targets, make), given)
 

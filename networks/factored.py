@@ -107,8 +107,11 @@ def product_with(x: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
 
 
 def with_core(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """A weight [out, in, ...] of a core [rank, rank, ...], A [rank, out] and B [rank, in]."""
-    return torch.einsum("mn...,mo,ni->oi...", core, a, b)
+    """A weight [out, in, ...] of a core [rank, rank, ...], A [rank, out] and B [rank, in].
+
+    It lies in memory as layers have it; convolutions of other layouts round otherwise.
+    """
+    return torch.einsum("mn...,mo,ni->oi...", core, a, b).contiguous()
 
 
 def sizes_of(layer: nn.Module) -> tuple[int, int, tuple[int, ...]]:

@@ -25,9 +25,10 @@ class PissaAdapter(LoraAdapter):
         smallest = min(self.base.weight.flatten(1).shape)
         if rank > smallest:
             raise UserError(f"--network_args: init=pissa: rank {rank} is more than the {smallest} that {self.name} has")
-        down, up = principal(self.base.weight, rank, self.scale)
-        for matrix, value in ((self.lora_down.weight, down), (self.lora_up.weight, up)):
-            matrix.data.copy_(value.view(matrix.shape))
+        if not self.base.weight.is_meta:  # it has values
+            down, up = principal(self.base.weight, rank, self.scale)
+            for matrix, value in ((self.lora_down.weight, down), (self.lora_up.weight, up)):
+                matrix.data.copy_(value.view(matrix.shape))
         self.register_buffer("first_down", self.lora_down.weight.detach().clone())
         self.register_buffer("first_up", self.lora_up.weight.detach().clone())
 

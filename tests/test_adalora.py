@@ -27,9 +27,9 @@ def layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 10), nn.Linear(10, 9)).requires_grad_(False)
 
 
-def network_on(model: nn.Sequential, **more: str) -> AdaLoraNetwork:
+def network_on(model: nn.Sequential, alpha: float = 4, **more: str) -> AdaLoraNetwork:
     targets = [AdapterTarget(f"lora_unet_{i}", layer, "unet") for i, layer in enumerate(model)]
-    network = adalora.create_network(targets, 4, 4, **(ARGUMENTS | more))
+    network = adalora.create_network(targets, 4, alpha, **(ARGUMENTS | more))
     network.training_begins(STEPS, 0)
     return network
 
@@ -127,12 +127,15 @@ def test_a_file_of_fewer_ranks_is_a_plain_lora_that_goes_on(tmp_path):
     plain.apply_to()
     torch.testing.assert_close(model(x), trained)
     plain.remove()
-    again = network_on(model)
-    again.load_weights(tmp_path / "a.safetensors")
-    again.apply_to()
-    torch.testing.assert_close(model(x), trained)
-    columns = again.adapters()[0].lora_up.weight.norm(dim=0)
-    assert (columns > 0.7).all() and (columns < 1.5).all()
+    for alpha in (4, 3):
+        again = network_on(model, alpha)
+        again.load_weights(tmp_path / "a.safetensors")
+        again.apply_to()
+        torch.testing.assert_close(model(x), trained)
+        again.remove()
+        columns = again.adapters()[0].lora_up.weight.norm(dim=0)
+        assert (columns > 0.7).all() and (columns < 1.5).all()
+        assert {value.item() for key, value in again.file_weights().items() if key.endswith("alpha")} == {alpha}
 
 
 WORDS = dict(

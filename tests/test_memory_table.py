@@ -61,6 +61,16 @@ def test_compiled_runs_are_estimated_as_they_would_be_without(tiny_sdxl_file, pi
     )
 
 
+def test_a_network_that_begins_with_the_weights_is_estimated_without_them(tiny_file, pictures, tmp_path):
+    given = {"network_dim": 2, "cache_latents": True}
+    plain, pissa = (
+        estimate(options_for(tiny_file, pictures, tmp_path, **given, **more), "sd", SIZE, captions_change=False)
+        for more in ({}, {"network_args": ["init=pissa"]})
+    )
+    assert pissa.num_trained == plain.num_trained > 0
+    assert pissa.step > plain.step  # it computes with twice the rank
+
+
 def real_step_bytes(options: TrainNetworkOptions, name: str) -> tuple[int, int]:
     """Frozen weights, and what more lives at the peak of a step of the U-Net's network, of real tensors."""
     cpu = torch.device("cpu")

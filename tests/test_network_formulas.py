@@ -97,6 +97,17 @@ class Plain(nn.Module):
         return F.conv2d(x, weight, base.bias, base.stride, base.padding)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_new_network_changes_no_bit_of_the_output(name, kind):
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    model, x = nn.Sequential(make().requires_grad_(False)), torch.randn(shape)
+    before = model(x)
+    network_on(model, name).train().apply_to()
+    assert torch.equal(model(x), before)
+
+
 @pytest.mark.parametrize("is_flat", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", LAYERS)

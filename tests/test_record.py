@@ -183,8 +183,10 @@ def test_the_fingerprint_of_a_dataset_is_that_of_its_copy_and_changes_with_a_cap
 def test_step_times_are_summed_up_in_few_numbers():
     times = StepTimes()
     times.seconds.extend(number / 1000 for number in range(1000, 0, -1))
+    times.cpu_seconds.extend(number / 2000 for number in range(1000, 0, -1))
     summary = times.summary()
     assert (summary["counted"], summary["mean"], summary["p50"], summary["p95"]) == (1000, 0.5005, 0.5, 0.95)
+    assert summary["cpu_p50"] == 0.25
     assert len(summary["stretches"]) == MAX_STRETCHES and summary["stretches"][0] == 0.998
 
 

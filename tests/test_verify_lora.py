@@ -268,20 +268,44 @@ EXACT_BY = {  # networks of this suite -> the programs that apply their files ex
     "lora": EVERYWHERE,
     "lora_fa": EVERYWHERE,
     "dylora": EVERYWHERE,
+    "adalora": EVERYWHERE,
     "loha": IN_BOTH_UIS,
     "lokr": IN_BOTH_UIS,
     "dora": IN_BOTH_UIS,
+    "oft": (),
+    "oft names=lycoris": IN_BOTH_UIS,
     "ia3": (),  # that of CONTRIBUTING.md: the WebUI stops at its convolutions
 }
+EXACT_FOR_ONE_KIND = {("oft", "sdxl"): ("WebUI",)}
+
+
+def as_if_trained(network: torch.nn.Module) -> None:
+    """Random weights, and in AdaLoRA another number of ranks for each layer."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+        for index, adapter in enumerate(network.adapters()):
+            if hasattr(adapter, "kept"):
+                adapter.kept[1 + index % len(adapter.kept) :] = 0
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-@pytest.mark.parametrize("algorithm", EXACT_BY)
-def test_our_own_networks_are_applied_exactly_where_the_docs_say(algorithm, kind, models, tmp_path):
+@pytest.mark.parametrize("case", EXACT_BY)
+def test_our_own_networks_are_applied_exactly_where_the_docs_say(case, kind, models, file_of, tmp_path):
+    algorithm, *words = case.split()
     module = importlib.import_module(f"networks.{algorithm}")
-    arguments = everything(f"networks.{algorithm}", conv_dim="2", conv_alpha="2")
-    network = module.create_network(list(targets(models(kind), kind)), 2, 2, **arguments)
+    given = dict(word.split("=") for word in words)
+    arguments = everything(f"networks.{algorithm}", conv_dim="2", conv_alpha="3", **given)
+    network = module.create_network(list(targets(models(kind), kind)), 2, 5, **arguments)
+    as_if_trained(network)
     path = tmp_path / "network.safetensors"
-    network.save_weights(path, torch.float16, METADATA[kind])
+    network.save_weights(path, torch.float32, METADATA[kind])
     exact = [found.name for found in verify(path, "files").consumers if found.verdict == "exact"]
-    assert tuple(exact) == EXACT_BY[algorithm]
+    assert tuple(exact) == EXACT_FOR_ONE_KIND.get((case, kind), EXACT_BY[case])
+    if "diffusers" in exact:
+        layers = open_adapter(path, "files").layers
+        for adapter in network.adapters():
+            change = layers[adapter.name].delta(adapter.base.weight)
+            torch.testing.assert_close(change, adapter.delta_weight().detach(), rtol=1e-4, atol=1e-5)
+        assert error_in_diffusers(models(kind), kind, file_of(kind), path) < 1e-5

@@ -34,6 +34,7 @@ class MemoryEstimate:
     trained: int  # the network's weights and gradients, and what the optimizer keeps
     step: int  # everything else that lives at the peak of a step
     before: int  # the peak before training: models loaded, pictures and captions encoded
+    num_trained: int  # numbers, not bytes
 
     @property
     def training(self) -> int:
@@ -87,7 +88,8 @@ def estimate(
     state = optimizer_bytes(options, parameters) + kept_bytes(network)
     state += sum(4 * parameter.numel() for parameter in parameters) if options.ema else 0
     frozen = resident - held.before
-    return MemoryEstimate(frozen, held.training + state, memory.peak - frozen - held.training, before)
+    num_trained = sum(parameter.numel() for parameter in parameters)
+    return MemoryEstimate(frozen, held.training + state, memory.peak - frozen - held.training, before, num_trained)
 
 
 class Held(NamedTuple):

@@ -31,12 +31,14 @@ class StepTimes:
 
     def __init__(self):
         self.seconds = array("d")
-        self._last: float | None = None
+        self.cpu_seconds = array("d")  # of all threads of the process
+        self._last: tuple[float, float] | None = None
 
     def step_finished(self) -> None:
-        now = time.perf_counter()
+        now = time.perf_counter(), time.process_time()
         if self._last is not None:
-            self.seconds.append(now - self._last)
+            self.seconds.append(now[0] - self._last[0])
+            self.cpu_seconds.append(now[1] - self._last[1])
         self._last = now
 
     def interrupted(self) -> None:
@@ -54,6 +56,7 @@ class StepTimes:
             "mean": round(sum(ordered) / len(ordered), 6),
             "p50": round(_percentile(ordered, 50), 6),
             "p95": round(_percentile(ordered, 95), 6),
+            "cpu_p50": round(_percentile(sorted(self.cpu_seconds), 50), 6),
             "steps_a_stretch": size,
             "stretches": [round(sum(stretch) / len(stretch), 6) for stretch in stretches],
         }
