@@ -259,9 +259,9 @@ def prepare_unet(family: ModelFamily, network: nn.Module, options: TrainNetworkO
 
     Text encoders that are trained are read by then too.
     """
+    choose_attention(family.unet, options, family.device)
     if family.trains_text_encoder:
         _ = family.text_encoders
-    choose_attention(family.unet, options, family.device)
     prepare_for_cpu(family, network, options)
     if not options.torch_compile:  # a compiler decides itself what is made again
         keep_little(family.unet)
