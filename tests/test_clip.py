@@ -1,7 +1,10 @@
 """Captions become the tokens and hidden states that the models were made with."""
 
+import random
+
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from library.families.clip import (
     CHUNK,
@@ -11,6 +14,7 @@ from library.families.clip import (
     ids_of,
     tokenize,
     tokenize_weighted,
+    tokens_of,
     weighed_keeping_mean,
     weighted_tokens,
 )
@@ -103,6 +107,27 @@ def test_one_chunk_is_what_the_tokenizer_gives_to_the_pipelines(tokenizer):
     captions = ["a photo of a cat", WORDS, ""]
     wanted = tokenizer(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
     assert torch.equal(tokenize(tokenizer, captions)[:, 0], wanted)
+
+
+@pytest.mark.parametrize("pad_token", ["<|endoftext|>", "!"])
+def test_tokens_of_words_are_those_of_the_whole_text(pad_token):
+    tokenizer, rng = build_tokenizer(pad_token), random.Random(0)
+    parts = [*"1.,()!\\\n\x1c\u0301\u00a0\u3000\u2028\u200d一，🐈ﬁİ", " ", "cat", "1girl", "'s", "  ", ", ", "e\u0301"]
+    parts += ["<|endoftext|>", "<|startoftext|>"]
+    for _ in range(500):
+        text = "".join(rng.choices(parts, k=rng.randrange(15)))
+        assert tokens_of(tokenizer, text) == tokenizer(text).input_ids[1:-1]
+
+
+def test_a_second_epoch_with_shuffled_tags_asks_the_tokenizer_for_nothing(monkeypatch, caplog):
+    tokenizer, rng = build_tokenizer(), random.Random(0)
+    tags = ["1girl", "a (red) dress", "long hair", "蓝天白云" * 30]
+    tokenize(tokenizer, [f"{', '.join(tags)},"])
+    monkeypatch.setattr(CLIPTokenizer, "__call__", lambda *_, **__: pytest.fail("a word was tokenised again"))
+    for _ in range(3):
+        rng.shuffle(tags)
+        tokenize(tokenizer, [f"{', '.join(tags)},"])
+    assert not caplog.messages  # tokenizers say so where a text is long
 
 
 def test_open_clip_chunk_that_ends_in_content_ends_in_eos_and_an_empty_one_starts_with_it(open_clip_tokenizer):

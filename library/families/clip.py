@@ -1,7 +1,7 @@
 """CLIP text conditioning: the tokenizer, captions longer than 75 tokens, weights in captions, clip_skip."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from library.families.clip_vocabulary import CHUNK, clip_vocabulary
 from library.families.prompt_weights import parse_weights
 
-REMEMBERED = 20_000  # captions whose tokens need not be found again
+MOST_WORDS = 2**16  # that a tokenizer's tokens are remembered of
+_tokens_of_words: WeakKeyDictionary[CLIPTokenizer, dict[str, list[int]]] = WeakKeyDictionary()
 
 
 def build_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -21,16 +22,10 @@ def build_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     return tokenizer
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str], num_chunks: int = 1) -> Tensor:
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str], num_chunks: int = 1) -> Tensor:
     """Token ids [B, num_chunks, 77]: each chunk is BOS, 75 tokens of the caption, and an end token."""
-    ids = torch.stack([ids_of(tokenizer, caption, num_chunks * CHUNK + 2) for caption in captions])
-    return in_chunks(tokenizer, ids, num_chunks)
-
-
-@lru_cache(maxsize=REMEMBERED)
-def ids_of(tokenizer: CLIPTokenizer, caption: str, length: int) -> Tensor:
-    """Token ids [length] of a caption, cut off or filled up; not to be changed."""
-    return torch.tensor(tokenizer(caption, padding="max_length", truncation=True, max_length=length).input_ids)
+    ids = [padded(tokenizer, tokens_of(tokenizer, caption), num_chunks) for caption in captions]
+    return in_chunks(tokenizer, torch.tensor(ids), num_chunks)
 
 
 def tokenize_weighted(tokenizer: CLIPTokenizer, captions: Sequence[str], num_chunks: int = 1) -> tuple[Tensor, Tensor]:
@@ -39,17 +34,36 @@ def tokenize_weighted(tokenizer: CLIPTokenizer, captions: Sequence[str], num_chu
     ids, weights = [], []
     for caption in captions:
         tokens = weighted_tokens(tokenizer, caption)[:space]
-        padding = [tokenizer.pad_token_id] * (space - len(tokens))
-        ids.append([tokenizer.bos_token_id, *(token for token, _ in tokens), tokenizer.eos_token_id, *padding])
-        weights.append([1.0, *(weight for _, weight in tokens), 1.0, *(1.0 for _ in padding)])
+        ids.append(padded(tokenizer, [token for token, _ in tokens], num_chunks))
+        weights.append([1.0, *(weight for _, weight in tokens), 1.0, *[1.0] * (space - len(tokens))])
     return in_chunks(tokenizer, torch.tensor(ids), num_chunks), torch.tensor(weights).unsqueeze(-1)
 
 
-@lru_cache(maxsize=REMEMBERED)
-def weighted_tokens(tokenizer: CLIPTokenizer, caption: str) -> tuple[tuple[int, float], ...]:
+def weighted_tokens(tokenizer: CLIPTokenizer, caption: str) -> list[tuple[int, float]]:
     """Tokens of a caption's pieces with the pieces' weights, without BOS and EOS."""
-    pieces = parse_weights(caption)
-    return tuple((token, weight) for text, weight in pieces for token in tokenizer(text).input_ids[1:-1])
+    return [(token, weight) for text, weight in parse_weights(caption) for token in tokens_of(tokenizer, text)]
+
+
+def tokens_of(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    """All tokens of a text, without BOS and EOS.
+
+    No token of CLIP's spans a space, so those of each word are remembered: captions whose tags are shuffled or dropped
+    hold no new words.
+    """
+    known, words = _tokens_of_words.setdefault(tokenizer, {}), text.split(" ")
+    if len(known) > MOST_WORDS:
+        known.clear()
+    if new := [word for word in dict.fromkeys(words) if word not in known]:
+        ids = tokenizer(new, verbose=False).input_ids
+        known |= {word: tokens[1:-1] for word, tokens in zip(new, ids, strict=True)}
+    return [token for word in words for token in known[word]]
+
+
+def padded(tokenizer: CLIPTokenizer, tokens: list[int], num_chunks: int) -> list[int]:
+    """BOS, as many tokens as the chunks have space for, EOS, and padding."""
+    space = num_chunks * CHUNK
+    padding = [tokenizer.pad_token_id] * (space - len(tokens))
+    return [tokenizer.bos_token_id, *tokens[:space], tokenizer.eos_token_id, *padding]
 
 
 def in_chunks(tokenizer: CLIPTokenizer, ids: Tensor, num_chunks: int) -> Tensor:

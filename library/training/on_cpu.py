@@ -15,8 +15,7 @@ from library.options.groups import PrecisionOptions
 logger = logging.getLogger(__name__)
 
 BF16_FEATURES = "avx512_bf16", "amx_bf16", "bf16"  # as torch names them
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes that glibc takes
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 KEPT_MEMORY = 2**30  # bytes of free memory at the end of the heap
 
 
@@ -43,7 +42,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep what a step frees for the next one, which else has every page of it cleared and mapped anew."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        mallopt(M_MMAP_MAX, 0)  # all from the heap: a threshold for it ends at 32 MiB
         mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
