@@ -11,7 +11,6 @@ from library.families.clip import (
     build_tokenizer,
     clip_vocabulary,
     encode,
-    ids_of,
     tokenize,
     tokenize_weighted,
     tokens_of,
@@ -66,16 +65,6 @@ def test_vocabulary_has_49408_tokens_each_with_an_id_of_its_own(tokenizer):
 
 def test_open_clip_pads_with_0(open_clip_tokenizer):
     assert open_clip_tokenizer.pad_token_id == 0
-
-
-def test_a_caption_that_was_seen_is_not_tokenised_again():
-    tokenizer, other = build_tokenizer(), build_tokenizer("!")
-    first = [tokenize(tokenizer, ["a cat", "a dog"]), tokenize(other, ["a cat", "a dog"])]
-    misses = ids_of.cache_info().misses
-    again = [tokenize(tokenizer, ["a dog", "a cat"]), tokenize(other, ["a cat"])]
-    assert ids_of.cache_info().misses == misses
-    assert torch.equal(again[0], first[0].flip(0)) and torch.equal(again[1], first[1][:1])
-    assert not torch.equal(first[0], first[1])
 
 
 def test_captions_in_chinese_have_tokens_and_are_told_apart(tokenizer):
