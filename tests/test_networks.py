@@ -91,7 +91,8 @@ def test_a_saved_network_gives_the_same_output_when_loaded(algorithm, kind, tmp_
     )
     again.load_weights(tmp_path / "a.safetensors")  # the file's alpha, 2, goes before the 1 it was built with
     again.apply_to()
-    assert torch.equal(layer(x), trained)
+    tolerance = 1e-6 if algorithm == "networks.adalora" else 0  # whose file is a product of its parts
+    torch.testing.assert_close(layer(x), trained, rtol=tolerance, atol=tolerance)
 
 
 @all_algorithms

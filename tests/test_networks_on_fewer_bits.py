@@ -105,7 +105,8 @@ def test_its_file_is_the_same_on_that_base_and_the_same_change_of_the_plain_one(
     again = network_on(held, algorithm)
     again.load_weights(tmp_path / "a.safetensors")
     again.apply_to()
-    assert torch.equal(held(x), trained)
+    tolerance = 1e-6 if algorithm == "networks.adalora" else 0  # whose file is a product of its parts
+    torch.testing.assert_close(held(x), trained, rtol=tolerance, atol=tolerance)
     weight = plain.weight.clone()
     on_plain = network_on(plain, algorithm)
     on_plain.load_weights(tmp_path / "a.safetensors")
