@@ -1,6 +1,7 @@
 """Frozen layers by way of oneDNN: the numbers of PyTorch's own, up to rounding, with adapters and without."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from library.families.base import AdapterTarget
 from library.layers import onednn
 from library.layers.frozen import input_gradient_of, output_of
+from library.training.on_cpu import keep_freed_memory
 from networks import lora
 from tests import tiny
 from tests.conftest import RUNS_SLOW_TESTS
@@ -134,3 +136,15 @@ def test_steps_are_those_of_plain_layers(arguments, model_file, pictures, tmp_pa
     assert moved and any(not torch.equal(ours[name], wanted[name]) for name in moved)
     together = [torch.cat([weights[name].flatten() for name in moved]) for weights in (ours, wanted)]
     assert relative(*together) < 1e-5
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_what_a_step_frees_is_not_mapped_anew_by_the_next():
+    resource = pytest.importorskip("resource")
+    keep_freed_memory()
+    faults = []
+    for _ in range(10):  # the first ones find their place
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(50 * 2**20, dtype=torch.uint8).fill_(1)  # 12,800 pages, more than glibc's threshold takes
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 1000, faults

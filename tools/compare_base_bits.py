@@ -30,14 +30,11 @@ SIDE = 64  # pixels that every size must be a multiple of
 class CompareBitsOptions(OptionGroup):
     """Tell what it costs to hold the U-Net of a base model in fewer bits."""
 
-    model: str = option(
-        str(HERE / "assets/demo_base"),
-        "checkpoint or diffusers folder; without it the embedded base",
-        flag_type="path",
-        is_positional=True,
+    model: str | None = option(
+        None, "checkpoint or diffusers folder; without it the embedded base", flag_type="path", is_positional=True
     )
-    train_data_dir: str = option(
-        str(HERE / "assets/demo_pictures/train"), "folder with pictures and captions (.txt)", flag_type="path"
+    train_data_dir: str | None = option(
+        None, "folder with pictures and captions (.txt); without it those of the embedded base", flag_type="path"
     )
     resolution: int = option(128, "pixels of each side, to which pictures are cut")
     max_pictures: int = option(12, "take no more pictures than these, the first by name")
@@ -57,11 +54,12 @@ OPTIONS = CompareBitsOptions
 def main(argv: list[str] | None = None) -> None:
     options = read_options(OPTIONS, argv)
     start_logging(LoggingOptions())
-    captions = captions_in(Path(options.train_data_dir), options.max_pictures)
+    model = options.model or str(HERE / "assets/demo_base")
+    captions = captions_in(Path(options.train_data_dir or HERE / "assets/demo_pictures/train"), options.max_pictures)
     with quick_imports():
         from library.recipes.base_bits import compare_forms
 
-    for line in compare_forms(options.model, list(captions), list(captions.values()), options.resolution):
+    for line in compare_forms(model, list(captions), list(captions.values()), options.resolution):
         print(line, flush=True)
 
 

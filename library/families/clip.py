@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from library.families.clip_vocabulary import CHUNK, clip_vocabulary
 from library.families.prompt_weights import parse_weights
 
-MOST_WORDS = 2**16  # that a tokenizer's tokens are remembered of
+MOST_WORDS = 20_000  # that a tokenizer's tokens are remembered of
 _tokens_of_words: WeakKeyDictionary[CLIPTokenizer, dict[str, list[int]]] = WeakKeyDictionary()
 
 
