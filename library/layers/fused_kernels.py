@@ -14,7 +14,8 @@ from torch import Tensor
 FORMATS = torch.float32, torch.bfloat16, torch.float16
 MIN_BLOCK, MAX_BLOCK = 1024, 8192  # numbers that one program takes
 MAX_PARTS = 64  # of a group of channels, while blocks can be larger
-NUM_WARPS = 4
+NUM_WARPS = 4  # at least
+WARP_SHARE = 512  # numbers of a larger block for one warp: with 16 in each thread, registers suffice for many warps
 
 
 @triton.jit
@@ -239,9 +240,9 @@ class FusedKernels:
         mean, rstd = x.new_empty(2, x.shape[0], groups, dtype=torch.float32)
         means, squares = x.new_empty(2, form.rows, form.parts, dtype=torch.float32)
         out = torch.empty_like(x, dtype=dtype)
-        _moments[form.grid](x, means, squares, form.length, form.parts, BLOCK=form.block, num_warps=NUM_WARPS)
+        _moments[form.grid](x, means, squares, form.length, form.parts, BLOCK=form.block, num_warps=form.warps)
         given = x, weight, bias, means, squares, out, mean, rstd, *form.sizes, form.parts, eps
-        _normalise[form.grid](*given, SILU=silu, BLOCK=form.block, PARTS=form.most_parts, num_warps=NUM_WARPS)
+        _normalise[form.grid](*given, SILU=silu, BLOCK=form.block, PARTS=form.most_parts, num_warps=form.warps)
         return out, mean, rstd
 
     def group_norm_gradient(
@@ -252,16 +253,17 @@ class FusedKernels:
         out = torch.empty_like(x)
         given = gradient, x, weight, bias, mean, rstd, sums, products
         rest = *form.sizes, form.parts
-        _gradient_sums[form.grid](*given, *rest, SILU=silu, BLOCK=form.block, num_warps=NUM_WARPS)
+        _gradient_sums[form.grid](*given, *rest, SILU=silu, BLOCK=form.block, num_warps=form.warps)
         _input_gradient[form.grid](
-            *given, out, *rest, SILU=silu, BLOCK=form.block, PARTS=form.most_parts, num_warps=NUM_WARPS
+            *given, out, *rest, SILU=silu, BLOCK=form.block, PARTS=form.most_parts, num_warps=form.warps
         )
         return out
 
     def geglu(self, x: Tensor) -> Tensor:
         width = x.shape[-1] // 2
         out = x.new_empty(*x.shape[:-1], width)
-        _geglu[(triton.cdiv(out.numel(), MIN_BLOCK),)](x, out, out.numel(), width, BLOCK=MIN_BLOCK, num_warps=NUM_WARPS)
+        grid = (triton.cdiv(out.numel(), MIN_BLOCK),)
+        _geglu[grid](x, out, out.numel(), width, BLOCK=MIN_BLOCK, num_warps=NUM_WARPS)
         return out
 
     def geglu_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
@@ -278,6 +280,7 @@ class _Form:
         channels, pixels = x.shape[1], math.prod(x.shape[2:])
         self.rows, self.length = x.shape[0] * groups, channels // groups * pixels
         self.block = min(max(triton.next_power_of_2(triton.cdiv(self.length, MAX_PARTS)), MIN_BLOCK), MAX_BLOCK)
+        self.warps = max(NUM_WARPS, self.block // WARP_SHARE)
         self.parts = triton.cdiv(self.length, self.block)
         self.most_parts = triton.next_power_of_2(self.parts)
         self.sizes = self.length, pixels, groups, channels // groups
