@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 WORTH_IT = 20_000  # files; a process takes as long to start as it takes to look at 10,000
 MAX_PROCESSES = 4
 LISTING = 0.25  # of the time that it takes to look at what is listed
-MAX_BYTES = 8192  # of a file that is read there
+MAX_BYTES = 8192  # of a file that is read there, or remembered in an index
 GONE = -1
 ENCODING = "utf-8", "surrogateescape"  # of names on their way
 

@@ -26,12 +26,11 @@ from library.dataset.collecting import collector_paused
 from library.dataset.config import Size, is_picture_name
 from library.dataset.index_file import BROKEN, Remembered, StoredIndex, packed
 from library.dataset.opened_folder import OpenedFolder
-from library.dataset.other_processes import GONE
+from library.dataset.other_processes import GONE, MAX_BYTES
 from library.dataset.picture_files import Decoded
 from library.files import write_bytes_whole
 
 NAME = ".athanor_index"
-MAX_TEXT_BYTES = 8192  # of a caption; longer ones are read again each time
 NOTHING = StoredIndex(packed(Remembered({}, {})))
 T = TypeVar("T")
 UNCERTAIN_NS = 2 * 10**9  # the clock of FAT has steps of two seconds
@@ -84,7 +83,7 @@ class FolderIndex:
         if known := self.captions.get(name):
             return known
         file = opened.read(name, read_caption_file)
-        if file and file.num_bytes <= MAX_TEXT_BYTES:
+        if file and file.num_bytes <= MAX_BYTES:
             self.captions[name] = file
             self.has_changed = True
         return file

@@ -274,7 +274,8 @@ def _records(folder: Folder, subset: int, index: PictureIndex, unreadable: list[
     """The records of a folder; pictures without one, with reasons, are added to `unreadable`."""
     names, files = folder.pictures, folder.files()
     sizes = list(map(folder.sizes.get, names))
-    for place in [place for place, size_wh in enumerate(sizes) if size_wh is None] if None in sizes else []:
+    unknown = [place for place, size_wh in enumerate(sizes) if size_wh is None]
+    for place in unknown:
         try:
             sizes[place] = index.size_of(files[place]) or upright_size(files[place])
         except Exception as error:  # Pillow's readers raise many kinds on damaged files
@@ -288,10 +289,9 @@ def _records(folder: Folder, subset: int, index: PictureIndex, unreadable: list[
     masks = map(folder.masks.get, names) if folder.masks else repeat(None)
     are_gone = map(folder.gone.__contains__, names) if folder.gone else repeat(False)
     rows = zip(files, sizes, captions, are_found, repeat(subset), masks, are_gone, strict=False)
-    records = list(
-        map(partial(tuple.__new__, ImageRecord), rows)
-    )  # the NamedTuple's own constructor takes twice as long
-    return [record for record in records if record.size_wh] if None in sizes else records
+    made = partial(tuple.__new__, ImageRecord)  # the NamedTuple's own constructor takes twice as long
+    records = list(map(made, rows))
+    return [record for record in records if record.size_wh] if unknown else records
 
 
 def _by(size_wh: Size) -> str:
