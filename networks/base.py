@@ -131,7 +131,8 @@ class LimitedNorms:
 class AdapterNetwork(TrainingHooks, nn.Module):
     """Adapters on all targets of a model; each is a child under its name in the file."""
 
-    file_is_state_dict = True  # so that whoever has a copy of it can write the file
+    file_is_known = True  # so that whoever has a copy of `live_file_weights` can write it
+    file_is_state_dict = True
 
     def __init__(self, adapters: dict[str, Adapter], rules: LearningRateRules | None = None):
         super().__init__()
@@ -218,8 +219,12 @@ class AdapterNetwork(TrainingHooks, nn.Module):
         return len(self.adapters())
 
     def live_weights(self) -> dict[str, Tensor]:
-        """The weights under their names in files, as training goes on to change them."""
+        """The state, as training goes on to change it."""
         return super().state_dict()
+
+    def live_file_weights(self) -> dict[str, Tensor]:
+        """What stands in files, as training goes on to change it, or made for this."""
+        return self.live_weights() if self.file_is_state_dict else self.file_weights()
 
     def state_dict(self, *args, **kwargs):
         """The weights, each in memory of its own: programs that write files take parts of one buffer for one tensor."""

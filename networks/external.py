@@ -145,7 +145,7 @@ class ReportedNorms:
 class ExternalNetwork(TrainingHooks, nn.Module):
     """A network of another project behind the methods of `AdapterNetwork`."""
 
-    file_is_state_dict = False  # only the network itself knows what its file has
+    file_is_known = False  # only the network itself knows what its file has
 
     def __init__(self, network: nn.Module, models: KohyaModels):
         super().__init__()

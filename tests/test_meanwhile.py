@@ -99,8 +99,14 @@ def contents(output: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"optimizer_type": "RAdamScheduleFree"}, {"save_state": True}, {"save_state": True, "ema": True}],
-    ids=["network", "schedule free", "state", "averages"],
+    [
+        {},
+        {"optimizer_type": "RAdamScheduleFree"},
+        {"save_state": True},
+        {"save_state": True, "ema": True},
+        {"save_state": True, "network_args": ["init=pissa"]},
+    ],
+    ids=["network", "schedule free", "state", "averages", "a file that is not the state"],
 )
 def test_a_run_with_a_slow_disk_has_the_files_of_one_that_waits(more, tiny_file, pictures, tmp_path, monkeypatch):
     if "optimizer_type" in more:

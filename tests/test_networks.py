@@ -4,10 +4,12 @@ import importlib
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from library.errors import UserError
 from library.families.base import AdapterTarget
+from library.training.meanwhile import Copies
 from tests.algorithms import ALGORITHMS, arguments_of, everything, has_files, takes
 
 LAYERS = {
@@ -93,6 +95,26 @@ def test_a_saved_network_gives_the_same_output_when_loaded(algorithm, kind, tmp_
     again.apply_to()
     tolerance = 1e-6 if algorithm == "networks.adalora" else 0  # whose file is a product of its parts
     torch.testing.assert_close(layer(x), trained, rtol=tolerance, atol=tolerance)
+
+
+KINDS_OF_FILES = [(algorithm, {}) for algorithm in ALGORITHMS] + [
+    ("networks.lora", {"init": "pissa"}),
+    ("networks.oft", {"names": "lycoris"}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "arguments"), KINDS_OF_FILES)
+def test_a_copy_that_training_left_behind_is_the_file_of_its_time(algorithm, arguments, tmp_path):
+    _, network, _ = build(algorithm, "conv3x3", **arguments)
+    train_a_little(network)
+    network.save_weights(tmp_path / "a.safetensors", torch.float16, None)
+    copies = Copies()
+    taken = copies.take(network.live_file_weights(), torch.float16)
+    train_a_little(network)
+    copies.wait()
+    file = load_file(tmp_path / "a.safetensors")
+    assert taken.keys() == file.keys()
+    assert all(torch.equal(taken[name], file[name]) and taken[name].dtype == file[name].dtype for name in file)
 
 
 @all_algorithms
@@ -202,7 +224,7 @@ def test_of_several_changes_only_the_large_ones_are_scaled_and_both_factors_take
     torch.testing.assert_close(large.lora_up.weight, 4 * torch.eye(4, 2) / 2**0.5)
 
 
-with_files = pytest.mark.parametrize("algorithm", filter(has_files, ALGORITHMS))
+with_files = pytest.mark.parametrize("algorithm", [*filter(has_files, ALGORITHMS)])
 
 
 @with_files

@@ -142,11 +142,11 @@ class NetworkRecipe:
     def save_and_go_on(self, path: Path, state: LoopState, epoch: int, unit: str, number: int) -> None:
         """Save in the middle of training, which goes on where that is impossible.
 
-        Where a copy of the weights is all that a file needs, it is written meanwhile, and its state behind it: the
-        newest state, from which --resume auto goes on, never is of a step whose network was not tried before.
+        The file is written meanwhile, where others than the network itself can, and its state behind it: the newest
+        state, from which --resume auto goes on, never is of a step whose network was not tried before.
         """
         then = partial(self.was_saved, state, unit, number)
-        if self.network.file_is_state_dict:
+        if self.network.file_is_known:
             self.save_meanwhile(path, state, epoch, then)
             return
         if not self.can_be_saved():

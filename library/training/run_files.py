@@ -65,7 +65,7 @@ class RunFiles:
     def network_copied(self, path: Path, state: LoopState, epoch: int) -> Writing:
         """As `write_network`, but of a copy, which is not written where its weights are no numbers."""
         self.meanwhile.finish()  # whose copies would change
-        weights = self.copies.take(self.network.live_weights(), save_dtype(self.options.save_precision))
+        weights = self.copies.take(self.network.live_file_weights(), save_dtype(self.options.save_precision))
         write = partial(write_copies, path, self.copies, weights, partial(self.metadata.at, state.step, epoch))
         return Writing(path, write, partial(self._network_is_written, path, state.step))
 
