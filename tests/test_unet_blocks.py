@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.families.base import AdapterTarget
 from library.families.modules import checkpoint_gradients, unet_layers
+from library.layers.norms import group_norm, layer_norm
 from library.layers.unet_blocks import BasicTransformerBlock, ResnetBlock2D, keep_little
 from library.training.memory_estimate import LikeCuda, LiveBytes
 from networks import lora
@@ -130,3 +132,39 @@ def test_norms_whose_forward_adapters_replaced_are_asked():
         norm.forward = lambda x, norm=norm: (asked.append(norm), type(norm).forward(norm, x))[1]
     loss_of(unet, "sd1").backward()
     assert len(asked) == len(norms)
+
+
+class Conversions(TorchDispatchMode):
+    """Counts tensors of one dimension that are converted."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default and args[0].ndim == 1
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(4, 8), nn.LayerNorm(8)], ids=["group", "layer"])
+def test_weights_of_norms_are_converted_once_and_again_where_they_change_or_are_replaced(norm):
+    norm = norm.to(torch.bfloat16).requires_grad_(False)
+    x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+
+    def conversions() -> int:
+        x.grad = None
+        with Conversions() as found:
+            is_layer = isinstance(norm, nn.LayerNorm)
+            out, _ = layer_norm(norm, x, True) if is_layer else group_norm(norm, x, silu=False, again=True)
+            out.sum().backward()
+        exact = copy.deepcopy(norm).float()(x.float())
+        torch.testing.assert_close(out.float(), exact, rtol=1e-2, atol=1e-2)
+        return found.count
+
+    assert [conversions(), conversions()] == [2, 0]
+    norm.bias.add_(1)
+    assert [conversions(), conversions()] == [2, 0]
+    norm.load_state_dict({name: 2 * value for name, value in norm.state_dict().items()})
+    assert [conversions(), conversions()] == [2, 0]
+    norm.weight = nn.Parameter(-norm.weight, requires_grad=False)
+    assert [conversions(), conversions()] == [2, 0]
+    norm.bias.data = norm.bias + 1
+    assert [conversions(), conversions()] == [2, 0]

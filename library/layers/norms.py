@@ -5,6 +5,7 @@ format that the layer behind computes in: that of autocast where it is on, else 
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from library.layers.made_again import MadeAgain, forget
 
 LOW = torch.bfloat16, torch.float16
 OF_INPUT = True, False, False  # the gradients that are wanted: not those of weight and bias
+_copies: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()  # of norms: what they are of, and both
 
 
 def group_norm(
@@ -51,7 +53,7 @@ class GroupNorm(torch.autograd.Function):
             ctx.save_for_backward(x, mean, rstd)
             return out
         ctx.form = x.shape[0], x.shape[1], x[0, 0].numel(), norm.num_groups
-        weight, bias = norm.weight.float(), norm.bias.float()
+        weight, bias = weights_in(torch.float32, norm)
         with without_autocast(x):
             normal, mean, rstd = torch.native_group_norm(in_fp32(x), weight, bias, *ctx.form, norm.eps)
         ctx.save_for_backward(x, mean, rstd)
@@ -65,7 +67,7 @@ class GroupNorm(torch.autograd.Function):
             statistics = mean, rstd, ctx.norm.weight, ctx.norm.bias
             of_x = ctx.kernels.group_norm_gradient(gradient.contiguous(), x, *statistics, ctx.silu)
             return of_x, None, None, None, None, None
-        weight, bias = ctx.norm.weight.float(), ctx.norm.bias.float()
+        weight, bias = weights_in(torch.float32, ctx.norm)
         if ctx.silu:
             gradient = torch.ops.aten.silu_backward(gradient, normalised(x, mean, rstd, weight, bias))
         full = in_fp32(x)
@@ -103,8 +105,18 @@ def normalised(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tens
 
 def layer_norm_weights(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias in the format with which the device's kernel gives statistics in fp32."""
-    dtype = torch.float32 if x.device.type == "cpu" else x.dtype
-    return norm.weight.to(dtype), norm.bias.to(dtype)
+    return weights_in(torch.float32 if x.device.type == "cpu" else x.dtype, norm)
+
+
+def weights_in(dtype: torch.dtype, norm: nn.GroupNorm | nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a frozen norm; where they are of another format, copies that stay until these change."""
+    weight, bias = norm.weight, norm.bias
+    if weight.dtype == bias.dtype == dtype or torch.compiler.is_compiling():
+        return weight.to(dtype), bias.to(dtype)
+    state = dtype, *((value.device, value.data_ptr(), value._version) for value in (weight, bias))
+    if norm not in _copies or _copies[norm][0] != state:
+        _copies[norm] = state, (weight.detach().to(dtype), bias.detach().to(dtype))
+    return _copies[norm][1]
 
 
 def in_fp32(x: Tensor) -> Tensor:
