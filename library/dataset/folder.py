@@ -14,7 +14,7 @@ from library.dataset.caption_files import MAX_CAPTION_BYTES, TooLarge, as_neighb
 from library.dataset.config import PICTURE_EXTENSIONS, Size, SubsetOptions, is_file, is_picture_name
 from library.dataset.info_cache import read_sizes
 from library.dataset.opened_folder import OpenedFolder
-from library.dataset.other_processes import OtherProcess, num_processes
+from library.dataset.other_processes import OtherProcess, shares
 from library.dataset.picture_files import plain_size
 from library.dataset.picture_index import FolderIndex, PictureIndex
 from library.errors import quoted_list
@@ -23,6 +23,7 @@ for _plugin in ("pillow_avif", "pillow_jxl"):  # they register themselves with P
     with suppress(ImportError):
         importlib.import_module(_plugin)
 
+PICTURE = 0.75  # of the time that reading a caption takes
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the configured one is nowhere in a folder
 
 
@@ -66,16 +67,20 @@ def read_folder(subset: SubsetOptions, index: PictureIndex) -> Folder:
 
 def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder) -> Folder:
     pictures, notes = _pictures(subset, files.picture_names)
-    subset, caption_files, more_notes = _find_captions(subset, pictures, files)
-    new = files.new_captions(caption_files.values())
-    other = OtherProcess(str(subset.image_dir), new, reads=True) if num_processes(new) > 1 else None
+    stems = list(map(stem_of, pictures))
+    notes += _doubled(subset, stems)
+    subset, caption_files, more_notes = _find_captions(subset, pictures, stems, files.names)
     sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
     sizes |= files.sizes_of(pictures)
-    for name in [name for name in pictures if name not in sizes]:
+    unknown = [name for name in pictures if name not in sizes]
+    _, *others = shares(files.new_captions(caption_files.values()), len(unknown) * PICTURE)
+    processes = [(share, OtherProcess(str(subset.image_dir), share, reads=True)) for share in others]
+    for name in unknown:
         with suppress(OSError):
             sizes[name] = opened.read(name, plain_size)
-    if other and (found := other.found()):
-        files.take(new, *found)
+    for share, process in processes:
+        if found := process.found():
+            files.take(share, *found)
     captions, yet_more_notes, problems = _read_captions(subset, caption_files, files, opened)
     masks, mask_problems = _find_masks(subset, pictures)
     notes += more_notes + yet_more_notes + size_notes
@@ -94,12 +99,16 @@ def _pictures(subset: SubsetOptions, found: list[str]) -> tuple[list[str], list[
         notes.append(f"pictures in {subset.image_dir} that this Pillow cannot read are left out: {listed}")
     if not pictures:
         notes.append(f"there are no pictures in {subset.image_dir}")
-    stems = list(map(stem_of, pictures))
-    if len(set(stems)) < len(stems):
-        doubled = [stem for stem, count in Counter(stems).items() if count > 1]
-        listed = quoted_list(doubled, limit=3)
-        notes.append(f"pictures in {subset.image_dir} share caption and cache file, differing in extension: {listed}")
     return pictures, notes
+
+
+def _doubled(subset: SubsetOptions, stems: list[str]) -> list[str]:
+    """A note on pictures that differ in extension alone."""
+    if len(set(stems)) == len(stems):
+        return []
+    doubled = [stem for stem, count in Counter(stems).items() if count > 1]
+    listed = quoted_list(doubled, limit=3)
+    return [f"pictures in {subset.image_dir} share caption and cache file, differing in extension: {listed}"]
 
 
 def _find_masks(subset: SubsetOptions, pictures: list[str]) -> tuple[dict[str, Path], list[str]]:
@@ -120,13 +129,12 @@ def _find_masks(subset: SubsetOptions, pictures: list[str]) -> tuple[dict[str, P
 
 
 def _find_captions(
-    subset: SubsetOptions, pictures: list[str], index: FolderIndex
+    subset: SubsetOptions, pictures: list[str], stems: list[str], names: list[str]
 ) -> tuple[SubsetOptions, dict[str, str], list[str]]:
     """The subset with the extension to take, picture -> caption file, and notes on what is missing."""
-    own = [stem_of(picture) + subset.caption_extension for picture in pictures]
-    if index.texts_of(own):
+    own = [stem + subset.caption_extension for stem in stems]
+    if set(own).issubset(names):
         return subset, dict(zip(pictures, own, strict=True)), []
-    names = index.names
     files = _caption_files(pictures, names, subset.caption_extension)
     if len(files) == len(pictures):
         return subset, files, []

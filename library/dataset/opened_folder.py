@@ -10,6 +10,7 @@ from library.dataset.config import is_file
 from library.dataset.other_processes import GONE, OtherProcess, shares, statuses
 
 READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+LISTING = 0.25  # of the time that it takes to look at what is listed
 T = TypeVar("T")
 
 
@@ -47,7 +48,7 @@ class OpenedFolder:
 
         A status is the bytes of a file and its time of change in ns, as in `other_processes.statuses`.
         """
-        mine, *others = shares(known)
+        mine, *others = shares(known, len(known) * LISTING)
         processes = [OtherProcess(str(self._folder), share) for share in others]
         names = self.names()
         found = self._statuses(mine)

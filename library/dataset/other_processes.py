@@ -10,11 +10,10 @@ import sys
 from array import array
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 WORTH_IT = 20_000  # files; a process takes as long to start as it takes to look at 10,000
 MAX_PROCESSES = 4
-LISTING = 0.25  # of the time that it takes to look at what is listed
 MAX_BYTES = 8192  # of a file that is read there, or remembered in an index
 GONE = -1
 ENCODING = "utf-8", "surrogateescape"  # of names on their way
@@ -33,8 +32,11 @@ def statuses(names: Iterable[str], folder: int) -> array:
     return array("q", found)
 
 
-def contents(names: Iterable[str], folder: int) -> tuple[array, list[bytes]]:
-    """What `statuses` says, and the bytes of files; GONE and nothing of those of more than MAX_BYTES."""
+def contents(names: Iterable[str], folder: int) -> tuple[array, bytes]:
+    """What `statuses` says, and the bytes of files, NUL between them.
+
+    GONE and nothing of those that have NUL in them or more than MAX_BYTES.
+    """
     found, read = [], []
     for name in names:
         size, time, content = GONE, GONE, b""
@@ -42,20 +44,21 @@ def contents(names: Iterable[str], folder: int) -> tuple[array, list[bytes]]:
             handle = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
             try:
                 status = os.fstat(handle)
-                if status.st_size <= MAX_BYTES and len(content := os.read(handle, MAX_BYTES + 1)) == status.st_size:
+                content = os.read(handle, MAX_BYTES + 1) if status.st_size <= MAX_BYTES else b""
+                if len(content) == status.st_size and b"\0" not in content:
                     size, time = status.st_size, status.st_mtime_ns
             finally:
                 os.close(handle)
         found += (size, time)
         read.append(content if size != GONE else b"")
-    return array("q", found), read
+    return array("q", found), b"\0".join(read)
 
 
 class OtherProcess:
     """Looks at files of a folder, and reads them if asked to, from now on and until it is asked for what it found."""
 
     def __init__(self, folder: str, names: list[str], reads: bool = False):
-        self._names, self._reads, self._process = names, reads, None
+        self._names, self._process = names, None
         with suppress(OSError):
             command = [sys.executable, "-I", "-S", __file__, "contents" if reads else "statuses", folder]
             pipe = subprocess.PIPE
@@ -63,7 +66,7 @@ class OtherProcess:
             with self._process.stdin as its_input:
                 its_input.write("\0".join(names).encode(*ENCODING))
 
-    def found(self) -> tuple[array, list[bytes]] | None:
+    def found(self) -> tuple[array, bytes] | None:
         """As from `contents`, without contents if it only looked; None where that failed."""
         if self._process is None:
             return None
@@ -72,11 +75,7 @@ class OtherProcess:
         head = 16 * len(self._names)
         if self._process.returncode or len(answer) < head:
             return None
-        found = array("q", answer[:head].tobytes())
-        if not self._reads:
-            return found, []
-        ends = accumulate((max(size, 0) for size in found[::2]), initial=head)
-        return found, [bytes(answer[start:end]) for start, end in pairwise(ends)]
+        return array("q", answer[:head].tobytes()), answer[head:].tobytes()
 
 
 def num_processes(names: list[str]) -> int:
@@ -85,11 +84,10 @@ def num_processes(names: list[str]) -> int:
     return min(num_cores, MAX_PROCESSES) if len(names) >= WORTH_IT and os.stat in os.supports_dir_fd else 1
 
 
-def shares(names: list[str]) -> list[list[str]]:
-    """The names of the files that each process looks at; the first one lists the folder too."""
+def shares(names: list[str], more_work: float) -> list[list[str]]:
+    """The names of the files that each process looks at; the first one has more work, as if of so many files."""
     count, num = num_processes(names), len(names)
-    listing = num * LISTING
-    first = max(0, int((num + listing) / count - listing)) if count > 1 else num
+    first = max(0, int((num + more_work) / count - more_work)) if count > 1 else num
     ends = [first + (num - first) * place // (count - 1) for place in range(count)] if count > 1 else [num]
     return [names[start:end] for start, end in pairwise([0, *ends])]
 
@@ -97,8 +95,8 @@ def shares(names: list[str]) -> list[list[str]]:
 def main(task: str, path: str) -> None:
     names = sys.stdin.buffer.read().decode(*ENCODING).split("\0")
     folder = os.open(path, os.O_RDONLY)
-    found, read = contents(names, folder) if task == "contents" else (statuses(names, folder), [])
-    sys.stdout.buffer.write(b"".join((found.tobytes(), *read)))
+    found, read = contents(names, folder) if task == "contents" else (statuses(names, folder), b"")
+    sys.stdout.buffer.write(found.tobytes() + read)
 
 
 if __name__ == "__main__":

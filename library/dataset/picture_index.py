@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from library.dataset.caption_files import CaptionFile, caption_of, read_caption_file
+from library.dataset.caption_files import CaptionFile, captions_in, read_caption_file
 from library.dataset.collecting import collector_paused
 from library.dataset.config import Size, is_picture_name
 from library.dataset.index_file import BROKEN, Remembered, StoredIndex, packed
@@ -94,12 +94,12 @@ class FolderIndex:
             return []
         return [name for name in names if name not in self.captions]
 
-    def take(self, names: list[str], statuses: array, contents: list[bytes]) -> None:
+    def take(self, names: list[str], statuses: array, contents: bytes) -> None:
         """Caption files that another process has read, as far as it could."""
-        for name, size, mtime_ns, content in zip(names, statuses[::2], statuses[1::2], contents, strict=True):
-            if size != GONE and (file := caption_of(content, mtime_ns)):
-                self.captions[name] = file
-                self.has_changed = True
+        sizes, files = statuses[::2], captions_in(contents, statuses[1::2])
+        read = {name: file for name, size, file in zip(names, sizes, files, strict=True) if size != GONE and file}
+        self.captions |= read
+        self.has_changed |= bool(read)
 
     def note(self, name: str, decoded: Decoded) -> None:
         """Remember what a picture turned out to be."""
