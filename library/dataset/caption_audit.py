@@ -10,9 +10,9 @@ from typing import Any
 
 from library.dataset.audit_memory import AuditMemory, caption_digests, digest_of
 from library.dataset.captions import process_caption
-from library.dataset.config import SubsetOptions, is_picture_name
+from library.dataset.config import SubsetOptions
 from library.dataset.findings import Finding, named
-from library.dataset.folder import CAPTION_EXTENSIONS, as_compared, caption_names
+from library.dataset.folder import CAPTION_EXTENSIONS, as_compared, caption_names, stem_of
 from library.dataset.picture_index import PictureIndex
 from library.dataset.scan import ScannedDataset
 from library.families.clip_vocabulary import CHUNK, token_counts
@@ -57,15 +57,14 @@ def orphans_of(subset: SubsetOptions, index: PictureIndex) -> list[str]:
     """The caption files of a folder that belong to no picture of it."""
     if subset.metadata_file:
         return []
-    names = index.folder(subset.image_dir).names
-    pictures = list(filter(is_picture_name, names))
-    orphans = []
+    files = index.folder(subset.image_dir)
+    stems, orphans = list(map(stem_of, files.picture_names)), []
     for extension in {subset.caption_extension, *CAPTION_EXTENSIONS}:
-        captions = {as_compared(name): name for name in names if name.endswith(extension)}
-        for picture in pictures if captions else []:
-            for name in caption_names(picture, extension):
-                captions.pop(as_compared(name), None)
-        orphans += captions.values()
+        captions = {as_compared(name): name for name in files.names if name.endswith(extension)}
+        left = captions.keys() - {as_compared(stem + extension) for stem in stems} if captions else set()
+        for picture in files.picture_names if left else []:
+            left -= set(map(as_compared, caption_names(picture, extension)))
+        orphans += [captions[name] for name in left]
     return sorted(str(subset.image_dir / name) for name in orphans if not name.startswith("."))
 
 
