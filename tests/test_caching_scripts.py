@@ -93,6 +93,22 @@ def test_a_configuration_file_of_training_serves_and_held_out_pictures_are_cache
     assert not (tmp_path / "out").exists()
 
 
+def test_text_is_cached_of_encoders_in_fp8_where_training_has_them_so(tiny_sdxl_file, pictures):
+    path, common = next(pictures.rglob("*.txt")), dict(sdxl=True, mixed_precision="bf16")
+    path = path.with_name(f"{path.stem}_te_outputs.npz")
+
+    def text(*words: str) -> np.ndarray:
+        cache_text([*caching_words(tiny_sdxl_file, pictures, **common), *words])
+        with np.load(path) as file:
+            found = file["hidden_state1"]
+        path.unlink()
+        return found
+
+    whole = text()
+    assert not np.array_equal(text("--fp8_base"), whole)
+    assert np.array_equal(text("--fp8_base", "--fp8_base_unet"), whole)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -6,6 +6,7 @@ from library.caching_preflight import CachingPreflight
 from library.dataset.dataset import TrainingDataset
 from library.families.base import ModelFamily
 from library.options.caching import CachingOptions
+from library.options.derived import rounds_text
 from library.recipes.network import cache_latents_of, cache_text_of, load_family
 from library.training.memory_errors import memory_for
 from library.training.precision import build_accelerator
@@ -17,7 +18,7 @@ OF_TEXT = dict(base_weights=None, fp8_base=False)
 def fill_caches(options: CachingOptions, checked: CachingPreflight) -> None:
     """Write the files that are missing or of no use, as the options ask."""
     writes_text = options.cache_text_encoder_outputs_to_disk
-    options = replace(options, **OF_UNET, **({} if writes_text else OF_TEXT))
+    options = replace(options, **OF_UNET, **(dict(fp8_base=rounds_text(options)) if writes_text else OF_TEXT))
     accelerator = build_accelerator(options)
     with memory_for("loading the model", options):
         family: ModelFamily = load_family(options, checked.family, accelerator.device)
