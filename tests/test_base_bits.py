@@ -32,8 +32,8 @@ def test_fewer_bits_take_less_memory_and_more_of_the_output(model_file, pictures
     [
         (["--resolution", "100"], "--resolution must be a multiple of 64, got 100"),
         (["--max_pictures", "0"], "--max_pictures must be at least 1, got 0"),
-        (["--train_data_dir", "."], "has no pictures with captions beside them"),
-        (["nowhere.safetensors"], "nowhere.safetensors"),
+        (["--train_data_dir", "."], "train_data_dir: there are no pictures in"),
+        (["nowhere.safetensors"], "model: the file nowhere.safetensors does not exist"),
     ],
 )
 def test_mistakes_are_sentences(given, sentence, tmp_path, monkeypatch):

@@ -12,15 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.dataset.config import is_picture_name
+from library.captioning.listing import caption_path, find_pictures, read_captions
 from library.errors import UserError, run_script
+from library.families import family_of_kind
+from library.families.detect import inspect_checkpoint
 from library.importing import quick_imports
 from library.logs import start_logging
 from library.options.checks import at_least
 from library.options.cli import read_options
 from library.options.fields import OptionGroup, option
 from library.options.groups import LoggingOptions
-from library.texts import decoded
 
 HERE = Path(__file__).resolve().parents[1]
 SIDE = 64  # pixels that every size must be a multiple of
@@ -55,22 +56,23 @@ def main(argv: list[str] | None = None) -> None:
     options = read_options(OPTIONS, argv)
     start_logging(LoggingOptions())
     model = options.model or str(HERE / "assets/demo_base")
+    family = family_of_kind(inspect_checkpoint(model, "model"))
     captions = captions_in(Path(options.train_data_dir or HERE / "assets/demo_pictures/train"), options.max_pictures)
     with quick_imports():
         from library.recipes.base_bits import compare_forms
 
-    for line in compare_forms(model, list(captions), list(captions.values()), options.resolution):
+    for line in compare_forms(model, family, list(captions), list(captions.values()), options.resolution):
         print(line, flush=True)
 
 
 def captions_in(folder: Path, max_pictures: int) -> dict[Path, str]:
     """Pictures with their captions; UserError where there are none."""
-    pictures = (path for path in sorted(folder.rglob("*")) if is_picture_name(path.name))
-    pairs = ((path, path.with_suffix(".txt")) for path in pictures)
-    known = [(path, caption) for path, caption in pairs if caption.is_file()][:max_pictures]
+    pairs = ((picture, caption_path(picture, ".txt")) for picture in find_pictures(folder, recursive=True))
+    known = [(picture, caption) for picture, caption in pairs if caption.is_file()][:max_pictures]
     if not known:
         raise UserError(f"--train_data_dir: {folder} has no pictures with captions beside them (.txt)")
-    return {path: decoded(caption.read_bytes(), str(caption)).strip() for path, caption in known}
+    texts = read_captions(caption for _, caption in known)
+    return {picture: texts[caption] for picture, caption in known}
 
 
 if __name__ == "__main__":

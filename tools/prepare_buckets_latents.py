@@ -72,7 +72,7 @@ def prepare(options: PrepareOptions) -> None:
     from library.families.detect import inspect_checkpoint
 
     caching = read_caching_options(words_of(options), "--cache_latents_to_disk")
-    inspect_checkpoint(options.model_name_or_path)
+    inspect_checkpoint(options.model_name_or_path, "model_name_or_path")
     root, out = Path(os.path.abspath(options.train_data_dir)), Path(options.out_json)
     metadata = read_metadata(Path(options.in_json), root, options.full_path)
     for picture in find_pictures(root, options.recursive):

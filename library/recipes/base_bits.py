@@ -16,9 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from library.dataset.images import load_image, to_model_input
-from library.families import family_of_kind
 from library.families.base import Batch, ModelFamily
-from library.families.detect import inspect_checkpoint
 from library.options.derived import DEFAULT_NETWORK
 from library.options.groups import TrainNetworkOptions
 from library.recipes.network import load_family
@@ -52,9 +50,10 @@ class Answers:
     loss: float  # mean squared error of `plain`
 
 
-def compare_forms(checkpoint: str, pictures: Sequence[Path], captions: Sequence[str], size: int) -> Iterator[str]:
-    """The lines of a table, each when it is known; one form of the model is in memory at a time."""
-    name = family_of_kind(inspect_checkpoint(checkpoint))
+def compare_forms(
+    checkpoint: str, name: str, pictures: Sequence[Path], captions: Sequence[str], size: int
+) -> Iterator[str]:
+    """The lines of a table, each when it is known; one form of the model, of the family so named, is in memory."""
     yield from HEAD
     questions: list[Question] = []
     answers: dict[str, Answers] = {}
