@@ -69,7 +69,7 @@ def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder
     pictures, notes = _pictures(subset, files.picture_names)
     stems = list(map(stem_of, pictures))
     notes += _doubled(subset, stems)
-    subset, caption_files, more_notes = _find_captions(subset, pictures, stems, files.names)
+    subset, caption_files, more_notes = _find_captions(subset, pictures, stems, files)
     sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
     sizes |= files.sizes_of(pictures)
     unknown = [name for name in pictures if name not in sizes]
@@ -90,9 +90,10 @@ def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder
 def _pictures(subset: SubsetOptions, found: list[str]) -> tuple[list[str], list[str]]:
     """Those of the pictures of a folder that can be read, and notes."""
     unreadable = tuple(extension for extension in PICTURE_EXTENSIONS if not _pillow_reads(extension))
-    readable = tuple(filter(_pillow_reads, PICTURE_EXTENSIONS))
-    left_out = [name for name in found if not name.lower().endswith(readable)] if unreadable else []
-    pictures = [name for name in found if name.lower().endswith(readable)] if left_out else found
+    everything = "\0".join(found).lower()
+    may_be_there = any(extension in everything for extension in unreadable)
+    left_out = [name for name in found if name.lower().endswith(unreadable)] if may_be_there else []
+    pictures = [name for name in found if not name.lower().endswith(unreadable)] if left_out else found
     notes = []
     if left_out:
         listed = quoted_list(left_out, limit=3)
@@ -129,11 +130,12 @@ def _find_masks(subset: SubsetOptions, pictures: list[str]) -> tuple[dict[str, P
 
 
 def _find_captions(
-    subset: SubsetOptions, pictures: list[str], stems: list[str], names: list[str]
+    subset: SubsetOptions, pictures: list[str], stems: list[str], index: FolderIndex
 ) -> tuple[SubsetOptions, dict[str, str], list[str]]:
     """The subset with the extension to take, picture -> caption file, and notes on what is missing."""
     own = [stem + subset.caption_extension for stem in stems]
-    if set(own).issubset(names):
+    names = index.names
+    if index.texts_of(own) or set(own).issubset(names):
         return subset, dict(zip(pictures, own, strict=True)), []
     files = _caption_files(pictures, names, subset.caption_extension)
     if len(files) == len(pictures):
