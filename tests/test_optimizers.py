@@ -11,6 +11,7 @@ from transformers.optimization import Adafactor
 
 from library.errors import UserError
 from library.options.groups import OptimizerOptions, TrainNetworkOptions
+from library.training.bitsandbytes_steps import queue_steps
 from library.training.optimizers import OPTIMIZERS, build_optimizer, check_optimizer, find_spec, optimizer_warnings
 
 
@@ -79,6 +80,12 @@ def test_adamw8bit_is_bitsandbytes_and_keeps_8_bit_state():
     assert {value.dtype for value in state.values() if torch.is_tensor(value) and value.shape == (64, 128)} == {
         torch.uint8
     }
+
+
+def test_only_paged_optimizers_of_bitsandbytes_wait_after_each_parameter():
+    for name, waits in (("AdamW8bit", False), ("PagedAdamW8bit", True), ("Lion8bit", False), ("AdamW", False)):
+        queue_steps(build(name)[0])
+        assert (bitsandbytes.optim.optimizer.sync_gpu is bitsandbytes.utils.sync_gpu) is waits
 
 
 @pytest.mark.parametrize(

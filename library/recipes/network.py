@@ -32,6 +32,7 @@ from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.recipes.run_record import recorded
+from library.training.bitsandbytes_steps import queue_steps
 from library.training.block_swap import swap_blocks
 from library.training.caching import cache_latents, cache_text
 from library.training.compiling import check_compiler, compile_unet
@@ -108,6 +109,7 @@ def build_trainable(
     family.trains_text_encoder = any(part.learning_rates for part in parts if part.name != UNET)
     flatten(network, groups, family.dtype, options)
     optimizer, spec, optimizer_name = build_optimizer(options, groups)
+    queue_steps(optimizer)
     if (flat := flat_of(network)) and can_be_flat(optimizer, accelerator.device):
         optimizer = FlatOptimizer(optimizer, flat)
     scheduler = build_scheduler(options, optimizer, spec, checked.plan.max_train_steps)
