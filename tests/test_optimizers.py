@@ -11,7 +11,7 @@ from transformers.optimization import Adafactor
 
 from library.errors import UserError
 from library.options.groups import OptimizerOptions, TrainNetworkOptions
-from library.training.bitsandbytes_steps import queue_steps
+from library.training.eight_bit import queue_steps
 from library.training.optimizers import OPTIMIZERS, build_optimizer, check_optimizer, find_spec, optimizer_warnings
 
 

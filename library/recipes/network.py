@@ -32,11 +32,11 @@ from library.options.groups import TrainNetworkOptions
 from library.preflight import Preflight
 from library.recipes.network_building import build_network, check_arguments, load_algorithm, merge_base_weights
 from library.recipes.run_record import recorded
-from library.training.bitsandbytes_steps import queue_steps
 from library.training.block_swap import swap_blocks
 from library.training.caching import cache_latents, cache_text
 from library.training.compiling import check_compiler, compile_unet
 from library.training.deterministic import same_bits
+from library.training.eight_bit import FlatEightBit, can_be_flat_in_8_bits, queue_steps
 from library.training.flat_optimizer import FlatOptimizer, can_be_flat
 from library.training.fused import fuse
 from library.training.gradients import flat_of
@@ -112,6 +112,8 @@ def build_trainable(
     queue_steps(optimizer)
     if (flat := flat_of(network)) and can_be_flat(optimizer, accelerator.device):
         optimizer = FlatOptimizer(optimizer, flat)
+    elif flat and can_be_flat_in_8_bits(optimizer):
+        optimizer = FlatEightBit(optimizer, flat)
     scheduler = build_scheduler(options, optimizer, spec, checked.plan.max_train_steps)
     return Trainable(family, network, groups, parts, optimizer, spec, optimizer_name, scheduler)
 

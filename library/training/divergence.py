@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from library.errors import Diverged, counted, quoted_list
 from library.families.base import Batch, ModelFamily
 from library.options.groups import TrainNetworkOptions
-from library.training.flat_optimizer import FlatOptimizer
 from library.training.gradients import Gradients
 from library.training.saving import SkipCount
 
@@ -32,7 +31,7 @@ def step_if_finite(
     mean over processes and the same in each, so they decide alike. In fp16 the scaler does the same by itself,
     waits too, and lowers its scale.
     """
-    if accelerator.scaler is None and isinstance(optimizer.optimizer, FlatOptimizer):
+    if accelerator.scaler is None and getattr(optimizer.optimizer, "decides_alone", False):
         return optimizer.optimizer.step_if_finite(max_norm)
     norm = gradients.clip(accelerator, max_norm)
     if accelerator.scaler is None and not math.isfinite(norm.item()):

@@ -31,6 +31,8 @@ def can_be_flat(optimizer: Optimizer, device: torch.device) -> bool:
 class FlatOptimizer(Optimizer):
     """Trains the parameters of another optimizer, in its way and with its settings."""
 
+    decides_alone = True  # whether a step is taken, on the device
+
     def __init__(self, optimizer: Optimizer, weights: FlatWeights):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.kind, self.weights = type(optimizer), weights
@@ -68,13 +70,11 @@ class FlatOptimizer(Optimizer):
         return self._state_dict(lambda value: isinstance(value, Tensor) and value.ndim == 0)
 
     def _state_dict(self, is_cloned: Callable[[Any], bool]) -> dict[str, Any]:
-        found = super().state_dict()
-        states = found["state"]
-        found["state"] = {
-            index: {name: value.clone() if is_cloned(value) else value for name, value in state.items()}
-            for index, state in states.items()
-        }
-        return found
+        self._show_states(again=True)
+        return cloned(self._own_state_dict(), is_cloned)
+
+    def _own_state_dict(self) -> dict[str, Any]:
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -89,16 +89,17 @@ class FlatOptimizer(Optimizer):
 
     def _begin(self, used: list[Span]) -> None:
         """Make the vectors, of neighbours in the buffer that are of one group and equally old."""
+        self._show_states(again=True)
         self._num_used, self._runs = len(self.weights.first_uses), []
         group_of = {id(p): index for index, group in enumerate(self.param_groups) for p in group["params"]}
         groups: list[dict] = [{**group, "params": [], "fused": True} for group in self.param_groups]
 
         def kind(span: Span) -> tuple:
             index = group_of[id(span.parameter)]
-            return index, age_of(self.state.get(span.parameter))
+            return index, age_of(self.state.get(span.parameter)), self._form(span)
 
-        for (index, _), members in groupby(used, kind):
-            for spans in neighbours(list(members)):
+        for (index, *_), members in groupby(used, kind):
+            for spans in neighbours(list(members), self._can_follow):
                 run = slice(spans[0].start, spans[-1].padded_stop)
                 vector = nn.Parameter(self.weights.values[run])
                 vector.grad = self.weights.gradients[run]
@@ -106,9 +107,21 @@ class FlatOptimizer(Optimizer):
                 self._runs.append((vector, spans))
         self.inner = self.kind(groups)
         for vector, spans in self._runs:
-            if self.state.get(spans[0].parameter):
-                self.inner.state[vector] = self._joined(vector, spans)
+            has_state = bool(self.state.get(spans[0].parameter))
+            self.inner.state[vector] = (self._joined if has_state else self._fresh_state)(vector, spans)
         self._are_shown = False
+
+    def _form(self, span: Span) -> Any:
+        """What else the parameters of one vector have in common."""
+        return None
+
+    def _can_follow(self, run: list[Span], span: Span) -> bool:
+        """Whether a parameter that lies behind those of a run may be in their vector."""
+        return True
+
+    def _fresh_state(self, vector: Tensor, spans: list[Span]) -> dict[str, Any]:
+        """The state of a vector before its first step."""
+        return {}
 
     def _joined(self, vector: Tensor, spans: list[Span]) -> dict[str, Any]:
         """The state of a vector from those of its parameters."""
@@ -124,20 +137,24 @@ class FlatOptimizer(Optimizer):
                 part.copy_(self.state[span.parameter][name].flatten())
         return joined
 
-    def _show_states(self) -> None:
+    def _show_states(self, again: bool = False) -> None:
         """Let every parameter have its part of the vectors' states, once they are there."""
-        if self._are_shown:
+        if self.inner is None or (self._are_shown and not again):
             return
         for vector, spans in self._runs:
             for span in spans:
                 start = span.start - spans[0].start
+                state = self.inner.state[vector]
                 self.state[span.parameter] = {
-                    name: value[start : start + span.parameter.numel()].view(span.parameter.shape)
-                    if isinstance(value, Tensor) and value.ndim
-                    else value
-                    for name, value in self.inner.state[vector].items()
+                    name: self._part(name, value, span, start) for name, value in state.items()
                 }
         self._are_shown = True
+
+    def _part(self, name: str, value: Any, span: Span, start: int) -> Any:
+        """Of a value in a vector's state what is the parameter's, which begins at `start` of the vector."""
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        return value[start : start + span.parameter.numel()].view(span.parameter.shape)
 
 
 def age_of(state: dict[str, Any] | None) -> float | None:
@@ -145,11 +162,18 @@ def age_of(state: dict[str, Any] | None) -> float | None:
     return float(state["step"]) if state and "step" in state else None
 
 
-def neighbours(spans: list[Span]) -> list[list[Span]]:
-    """The spans in stretches without a gap."""
+def cloned(value: Any, is_cloned: Callable[[Any], bool]) -> Any:
+    """A value whose dicts are copies, and so are what in them `is_cloned`."""
+    if isinstance(value, dict):
+        return {name: cloned(part, is_cloned) for name, part in value.items()}
+    return value.clone() if is_cloned(value) else value
+
+
+def neighbours(spans: list[Span], can_follow: Callable[[list[Span], Span], bool]) -> list[list[Span]]:
+    """The spans in stretches without a gap, as far as they go together."""
     stretches: list[list[Span]] = []
     for span in spans:
-        if stretches and stretches[-1][-1].padded_stop == span.start:
+        if stretches and stretches[-1][-1].padded_stop == span.start and can_follow(stretches[-1], span):
             stretches[-1].append(span)
         else:
             stretches.append([span])
