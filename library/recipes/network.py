@@ -44,7 +44,8 @@ from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
 from library.training.on_cpu import prepare_for_cpu, warn_of_slow_bf16
-from library.training.optimizers import OptimizerSpec, build_optimizer, check_optimizer_arguments
+from library.training.optimizer_trial import try_optimizer
+from library.training.optimizers import OptimizerSpec, build_optimizer
 from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
     build_accelerator,
@@ -116,7 +117,7 @@ def build_trainable(
 
 def _train_network(options: TrainNetworkOptions, checked: Preflight) -> Path:
     plan = checked.plan
-    check_optimizer_arguments(options)
+    try_optimizer(options)
     check_schedule(options, plan.max_train_steps)
     state = first_state(options, plan, checked.resume)
     remove_old_request(Path(options.output_dir))
