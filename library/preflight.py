@@ -12,8 +12,10 @@ from tqdm import tqdm
 from library.dataset.audit import Audit, audit_of
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.captions import possible_captions
+from library.dataset.dataset_config import read_dataset_config
 from library.dataset.picture_files import Decoded
 from library.dataset.picture_index import PictureIndex
+from library.dataset.repeat_folders import subsets_from_folders
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import (
     ScannedDataset,
@@ -80,6 +82,7 @@ def problems_of_files(options: TrainNetworkOptions, wanted_family: str | None = 
     """What is wrong with all but the pictures, for options that have problems of their own."""
     problems = Problems(launch_problems())
     look_at_files(options, wanted_family, problems)
+    problems.attempt(look_at_dataset, options)
     return problems
 
 
@@ -119,6 +122,14 @@ def look_at_files(
     attempt(check_network_arguments, options, weights)
     prompts = attempt(prompts_of, options.sample_prompts) if options.sample_prompts else []
     return checkpoint, family, prompts
+
+
+def look_at_dataset(options: TrainNetworkOptions) -> None:
+    """UserError for what is wrong with the folders or the file of the dataset, without a look at pictures."""
+    if options.dataset_config:
+        read_dataset_config(options)
+    elif not (options.dataset_class or options.in_json):
+        subsets_from_folders(options)
 
 
 def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:

@@ -328,6 +328,27 @@ def test_mistakes_in_options_and_in_files_are_one_list_with_the_place_of_each(pr
         assert error.startswith(beginning)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            'train_data_dir = "trian"\nreg_data_dir = "reg"',
+            [":7: --train_data_dir: there", ":8: --reg_data_dir: there"],
+        ),
+        ('dataset_config = "lora.toml"', [":1: pretrained_model_name_or_path is not known at the top", ":2: train_"]),
+    ],
+)
+def test_folders_and_files_of_the_dataset_are_in_the_list_of_wrong_options(line, expected, project):
+    text = (project / "lora.toml").read_text(encoding="utf-8")
+    if "train_data_dir" in line:
+        text = text.replace('train_data_dir = "train"\n', "\n")
+    (project / "lora.toml").write_text(f"{text}train_batch_size = 0\n{line}\n", encoding="utf-8")
+    result = run("--config_file", "lora.toml", cwd=project)
+    assert result.returncode == 2
+    for beginning in ("error: lora.toml:6: --train_batch_size must be", *(f"error: lora.toml{e}" for e in expected)):
+        assert f"\n{beginning}" in f"\n{result.stderr}", result.stderr
+
+
 def test_mistakes_and_warnings_found_after_reading_have_their_place(project):
     write_line(project, 'sample_every_n_steps = 5\nmetadata_thumbnail = "lora.toml"')
     result = run("--config_file", "lora.toml", cwd=project)
