@@ -395,6 +395,13 @@ def test_what_a_dataset_cannot_have_is_said(project):
     assert "the learning rate 1 is far too high for lion: 0.0001 is usual" in result.stderr
 
 
+def test_an_output_folder_whose_pictures_would_be_trained_next_time_is_named(project):
+    said = "--output_dir train/2_yabin is a folder of training pictures"
+    for folder, is_named in (("train/2_yabin", True), ("train", False), ("out", False)):
+        result = run("--config_file", "lora.toml", "--output_dir", folder, "--dry_run", cwd=project)
+        assert (said in result.stderr.replace(os.sep, "/")) == is_named, result.stderr
+
+
 def test_an_output_folder_without_permission_is_named(project):
     if os.geteuid() == 0:
         project = project / "sub"  # root may write anywhere: a folder on a read-only file system stands in
