@@ -28,7 +28,8 @@ def check_writable(name: str, folder_text: str) -> list[str]:
         return [f"--{name}: {folder} cannot be written to ({reason}); give a folder of your own"]
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
-        return [f"--{name}: the disk of {folder} has only {free / 1e6:.0f} MB left; make room or give another"]
+        left, needed = f"{free / 1e6:.0f} MB left", f"{MIN_FREE_BYTES / 1e6:.0f} MB"
+        return [f"--{name}: the disk of {folder} has only {left}, and {needed} is the least; make room or give another"]
     return []
 
 

@@ -20,6 +20,8 @@ def check_network_module(name: str | None) -> list[str]:
     if name is None:
         return []
     package, *inside = name.split(".")
+    if not all(part.isidentifier() for part in (package, *inside)) or inside[-1:] == ["py"]:
+        return [f"--network_module must be a name such as networks.lora, with dots and without .py, got {name!r}"]
     spec = importlib.util.find_spec(package)
     if spec is None:
         pip_name = PIP_NAMES.get(package)
@@ -27,11 +29,15 @@ def check_network_module(name: str | None) -> list[str]:
             f"pip install {pip_name}" if pip_name else "networks of this project are called networks.lora and so on"
         )
         return [f"--network_module {name} needs the package {package}, which is not installed: {remedy}"]
-    folders = [Path(folder).joinpath(*inside[:-1]) for folder in spec.submodule_search_locations or []]
+    is_ours = package == "networks"
+    above = [] if is_ours else inside[:-1]
+    folders = [Path(folder).joinpath(*above) for folder in spec.submodule_search_locations or []]
     there = {path.name.split(".")[0]: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    if not inside or (inside[-1] in there and (package != "networks" or makes_networks(there[inside[-1]]))):
+    if not inside or (inside[-1] in there and not is_ours):
         return []
-    if package == "networks":
+    if is_ours and len(inside) == 1 and inside[0] in there and makes_networks(there[inside[0]]):
+        return []
+    if is_ours:
         known = ", ".join(f"networks.{module}" for module, path in sorted(there.items()) if makes_networks(path))
         return [f"--network_module: there is no network {name} here; there is {known}"]
     near = difflib.get_close_matches(inside[-1], there, 1)

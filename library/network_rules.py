@@ -8,7 +8,8 @@ from types import ModuleType
 def rules_without_torch(module: str) -> ModuleType | None:
     """The rules that a network has in a file beside its own, networks/x_arguments.py; None where it has none there."""
     name = f"{module}_arguments"
-    is_there = module.startswith("networks.") and importlib.util.find_spec(name) is not None
+    is_name = module.startswith("networks.") and module.count(".") == 1  # for others a look imports what is before
+    is_there = is_name and importlib.util.find_spec(name) is not None
     return importlib.import_module(name) if is_there else None
 
 

@@ -12,8 +12,10 @@ from tqdm import tqdm
 from library.dataset.audit import Audit, audit_of
 from library.dataset.buckets import BucketChoice, choose_buckets_of, repeats_of
 from library.dataset.captions import possible_captions
+from library.dataset.dataset_config import read_dataset_config
 from library.dataset.picture_files import Decoded
 from library.dataset.picture_index import PictureIndex
+from library.dataset.repeat_folders import subsets_from_folders
 from library.dataset.sampler import sampler_of
 from library.dataset.scan import (
     ScannedDataset,
@@ -42,6 +44,7 @@ from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
 from library.training.prompts import SamplePrompt, prompts_of
 from library.training.resuming import check_state, state_to_resume
+from library.training.running import check_not_running
 from library.training.tracker_checks import check_trackers
 
 
@@ -80,6 +83,7 @@ def problems_of_files(options: TrainNetworkOptions, wanted_family: str | None = 
     """What is wrong with all but the pictures, for options that have problems of their own."""
     problems = Problems(launch_problems())
     look_at_files(options, wanted_family, problems)
+    problems.attempt(look_at_dataset, options)
     return problems
 
 
@@ -121,6 +125,14 @@ def look_at_files(
     return checkpoint, family, prompts
 
 
+def look_at_dataset(options: TrainNetworkOptions) -> None:
+    """UserError for what is wrong with the folders or the file of the dataset, without a look at pictures."""
+    if options.dataset_config:
+        read_dataset_config(options)
+    elif not (options.dataset_class or options.in_json):
+        subsets_from_folders(options)
+
+
 def preflight(options: TrainNetworkOptions, wanted_family: str | None = None) -> Preflight:
     """Check all that was given; a UserError names every problem found.
 
@@ -142,6 +154,8 @@ def _preflight(options: TrainNetworkOptions, wanted_family: str | None, index: P
     checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
     if is_main_process():
         attempt(check_trackers, options)
+        if not (options.dry_run or options.debug_dataset):
+            attempt(check_not_running, options)
     damaged: list[str] | None = [] if options.dry_run else None
     scanned, decoded = attempt(read_dataset, options, index, damaged) or (None, {})
     if scanned is not None:

@@ -49,6 +49,7 @@ def report(options: TrainNetworkOptions, checked: Preflight) -> None:
             "and computed once at every start"
         )
     notes = validation_notes(options, checked) + warmup_notes(options, checked.plan) + dataset_notes(checked)
+    notes += output_notes(options, checked)
     notes += checked.disk_warnings
     for note in checked.scanned.notes + checked.audit.warnings + notes:
         logger.warning(note)
@@ -129,6 +130,18 @@ def dataset_notes(checked: Preflight) -> list[str]:
                 f"{counted(num_draws, 'picture')}, repeats included"
             )
     return notes
+
+
+def output_notes(options: TrainNetworkOptions, checked: Preflight) -> list[str]:
+    """A sentence where pictures that runs draw would be among those that are trained."""
+    output = Path(options.output_dir)
+    read = [subset.image_dir for subset in checked.scanned.subsets if subset.image_dir]
+    if not output.is_dir() or not any(output.samefile(folder) for folder in read if folder.is_dir()):
+        return []
+    return [
+        f"--output_dir {output} is a folder of training pictures: what is drawn there (before_after.png, sheets of "
+        "--debug_dataset) is trained from the next run on; give another"
+    ]
 
 
 def warmup_notes(options: TrainNetworkOptions, plan: StepPlan) -> list[str]:

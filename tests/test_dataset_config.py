@@ -157,6 +157,26 @@ def test_a_mistake_is_told_with_its_place(mistake, folders):
         read_dataset_config(written(folders, TWO_DATASETS.replace(old, new, 1)))
 
 
+def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(folders):
+    text = TWO_DATASETS.replace("shuffle_caption = true", "shuffle_caption = 1").replace(
+        "{folder}/dogs", "{folder}/dgos"
+    )
+    text = text.replace("is_reg = true", 'is_reg = "yes"').replace("flip_aug", "flip_agu")
+    with pytest.raises(UserError) as error:
+        read_dataset_config(written(folders, text))
+    assert [problem.rpartition("/")[2].partition(",")[0] for problem in error.value.problems] == [
+        "data.toml:7: general: shuffle_caption must be true or false",
+        "data.toml:21: datasets[0].subsets[1]: is_reg must be true or false",
+        "data.toml:30: datasets[1].subsets[0]: flip_agu is not a key; did you mean flip_aug?",
+        "dgos",
+    ]
+    assert "data.toml:28: image_dir: there is no folder" in error.value.problems[3]
+    with pytest.raises(UserError, match=r"data\.toml:20: datasets\[0\]\.subsets\[1\]: image_dir .*num_repeats must be"):
+        read_dataset_config(written(folders, TWO_DATASETS.replace("num_repeats = 1", "num_repeats = 0")))
+    with pytest.raises(UserError, match=r"data\.toml:10: datasets\[0\]: there is no resolution"):
+        read_dataset_config(written(folders, TWO_DATASETS.replace("resolution = 128", "")))
+
+
 def test_flags_of_folders_beside_the_file_are_told_to_have_no_effect(folders):
     options = written(folders, TWO_DATASETS)
     flags = dict(train_data_dir="x", conditioning_data_dir="y", masked_loss=True)

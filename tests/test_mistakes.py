@@ -188,6 +188,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "output below a file": (None, ["--output_dir", "lora.toml/out"], r"--output_dir: .*lora\.toml is a file"),
     "impossible": (None, ["--cache_latents", "--color_aug"], r"color_aug.*cache_latents|cache_latents.*color_aug"),
     "both only": (None, ["--network_train_unet_only", "--network_train_text_encoder_only"], r"network_train_unet_only"),
+    "network by its file": (None, ["--network_module", "networks/lora.py"], r"must be a name such as networks\.lora"),
+    "network with an ending": (None, ["--network_module", "networks.lora.py"], r"without \.py, got 'networks\.lora\.p"),
+    "network in a network": (None, ["--network_module", "networks.lora.dora"], r"no network networks\.lora\.dora.*dyl"),
+    "optimizer by a path": (None, ["--optimizer_type", "../x"], r"--optimizer_type must be a name such as AdamW"),
     "no network": (None, ["--network_module", "networks.lorra"], r"networks\.lorra.*networks\.lora"),
     "network argument": (None, ["--network_args", "conv_dimm=4"], r"has no argument conv_dimm; did you mean conv_dim"),
     "prompt file": (None, ["--sample_prompts", "none.txt", "--sample_at_first"], r"none\.txt"),
@@ -328,6 +332,27 @@ def test_mistakes_in_options_and_in_files_are_one_list_with_the_place_of_each(pr
         assert error.startswith(beginning)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            'train_data_dir = "trian"\nreg_data_dir = "reg"',
+            [":7: --train_data_dir: there", ":8: --reg_data_dir: there"],
+        ),
+        ('dataset_config = "lora.toml"', [":1: pretrained_model_name_or_path is not known at the top", ":2: train_"]),
+    ],
+)
+def test_folders_and_files_of_the_dataset_are_in_the_list_of_wrong_options(line, expected, project):
+    text = (project / "lora.toml").read_text(encoding="utf-8")
+    if "train_data_dir" in line:
+        text = text.replace('train_data_dir = "train"\n', "\n")
+    (project / "lora.toml").write_text(f"{text}train_batch_size = 0\n{line}\n", encoding="utf-8")
+    result = run("--config_file", "lora.toml", cwd=project)
+    assert result.returncode == 2
+    for beginning in ("error: lora.toml:6: --train_batch_size must be", *(f"error: lora.toml{e}" for e in expected)):
+        assert f"\n{beginning}" in f"\n{result.stderr}", result.stderr
+
+
 def test_mistakes_and_warnings_found_after_reading_have_their_place(project):
     write_line(project, 'sample_every_n_steps = 5\nmetadata_thumbnail = "lora.toml"')
     result = run("--config_file", "lora.toml", cwd=project)
@@ -372,6 +397,13 @@ def test_what_a_dataset_cannot_have_is_said(project):
     assert "resolution 130x130 is no multiple of 64 (bucket_reso_steps): no bucket is of this size" in result.stderr
     assert "a batch of 1000000000 pictures (train_batch_size) is never full: an epoch has 6 pictures" in result.stderr
     assert "the learning rate 1 is far too high for lion: 0.0001 is usual" in result.stderr
+
+
+def test_an_output_folder_whose_pictures_would_be_trained_next_time_is_named(project):
+    said = "--output_dir train/2_yabin is a folder of training pictures"
+    for folder, is_named in (("train/2_yabin", True), ("train", False), ("out", False)):
+        result = run("--config_file", "lora.toml", "--output_dir", folder, "--dry_run", cwd=project)
+        assert (said in result.stderr.replace(os.sep, "/")) == is_named, result.stderr
 
 
 def test_an_output_folder_without_permission_is_named(project):

@@ -12,6 +12,7 @@ from transformers.optimization import Adafactor
 from library.errors import UserError
 from library.options.groups import OptimizerOptions, TrainNetworkOptions
 from library.training.eight_bit import queue_steps
+from library.training.optimizer_trial import try_optimizer
 from library.training.optimizers import OPTIMIZERS, build_optimizer, check_optimizer, find_spec, optimizer_warnings
 
 
@@ -168,6 +169,14 @@ def test_argument_that_is_no_key_and_value_is_a_mistake(argument):
 def test_argument_the_class_does_not_take_is_a_mistake(argument):
     with pytest.raises(UserError, match="--optimizer_type AdamW does not take these --optimizer_args: "):
         build("AdamW", optimizer_args=[argument])
+
+
+@pytest.mark.parametrize("argument", ["betas=0.9,0.99,0.9", "weight_decay=-1"])
+def test_a_value_that_only_a_step_refuses_is_a_mistake_before_there_is_a_model(argument):
+    options = OptimizerOptions(optimizer_args=[argument])
+    with pytest.raises(UserError, match="--optimizer_type AdamW does not take these --optimizer_args: "):
+        try_optimizer(options, torch.device("cpu"))
+    try_optimizer(replace(options, optimizer_args=["betas=0.9,0.99"]), torch.device("cpu"))
 
 
 def test_groups_keep_their_own_rates_in_their_order_without_their_names():

@@ -544,6 +544,20 @@ def test_options_that_belong_to_another_one_are_warned_about_without_it():
         ({"save_last_n_epochs": 2, "save_n_epoch_ratio": 2}, []),
         ({"save_last_n_steps": 0}, []),
         ({"training_comment": "a", "no_metadata": True}, ["--training_comment has no effect beside --no_metadata"]),
+        ({"max_train_steps": 9, "max_train_epochs": 2}, ["--max_train_steps has no effect beside --max_train_epochs"]),
+        ({"text_encoder_lr": 1, "network_train_unet_only": True}, ["--text_encoder_lr has no effect beside --netwo"]),
+        ({"unet_lr": 1, "network_train_text_encoder_only": True}, ["--unet_lr has no effect beside --network_train"]),
+        ({"save_every_n_epochs": 1, "save_n_epoch_ratio": 2}, ["--save_every_n_epochs has no effect beside --save_n"]),
+        (
+            {"sample_every_n_epochs": 1, "sample_every_n_steps": 2, "sample_prompts": "a cat"},
+            ["--sample_every_n_steps has no effect beside --sample_every_n_epochs"],
+        ),
+        (
+            {"persistent_data_loader_workers": True, "max_data_loader_n_workers": 0},
+            ["--persistent_data_loader_workers has no effect without --max_data_loader_n_workers"],
+        ),
+        ({"vae_batch_size": 4}, ["--vae_batch_size has no effect without --cache_latents or --cache_latents_to_disk"]),
+        ({"vae_batch_size": 4, "cache_latents_to_disk": True}, []),
         ({"metadata_title": "a", "save_model_as": "ckpt"}, ["--metadata_title: no effect, as --save_model_as ckpt"]),
     ],
 )

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from library.training.network_recipe import NetworkRecipe
 from library.training.plan import StepPlan
 from library.training.record import MAX_STRETCHES, RunRecord, StepTimes
 from library.training.run_facts import dataset_facts
+from library.training.running import check_not_running
 from library.training.saving import LoopState
 from tests import tiny
 from tests.results import weights_equal
@@ -125,6 +129,32 @@ def test_the_record_of_a_killed_run_tells_its_last_save(project, monkeypatch):
     record = read_record(project / "out" / "猫-run.json")
     assert (record["outcome"], record["progress"]["steps"]) == ("running", [2, 3])
     assert record["seconds_a_step"]["counted"] == 1
+
+
+def test_names_of_a_run_that_is_still_at_work_are_refused_until_it_has_ended(project, capsys):
+    record = RunRecord(
+        TrainNetworkOptions(output_dir="out", output_name="猫"), PLAN, StepTimes(), {"dataset": {"num_pictures": {}}}
+    )
+    arguments = ["--config_file", "lora.toml", "--seed", "1", "--resume", "auto"]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: other.pid)
+            record.write("running", LoopState())
+        with pytest.raises(
+            UserError, match=rf"--output_dir: a run is at work .* in out: process {other.pid}, since 20"
+        ):
+            train(arguments)
+        check_not_running(TrainNetworkOptions(output_dir="out", output_name="another"))
+        text = record.path.read_text(encoding="utf-8")
+        written = json.loads(text)
+        written["process"]["began"] -= 3600  # a process that had the number before
+        for process in (written["process"], {"machine": written["process"]["machine"], "pid": "x", "began": 0}, 5):
+            record.path.write_text(json.dumps(written | {"process": process}), encoding="utf-8")
+            check_not_running(record.options)
+        record.path.write_text(text, encoding="utf-8")
+        other.communicate(b"\n")
+    train(arguments)
+    assert "process" not in read_record(project / "out" / "猫-run.json")
 
 
 def test_a_run_that_begins_anew_names_the_files_it_overwrites(project, capsys):

@@ -290,6 +290,7 @@ def test_states_of_a_run_without_a_name_are_its_own():
         ({"network_dim": 8}, "it has rank 4, but --network_dim is 8; give --network_dim 4"),
         ({"network_train_unet_only": True}, "18 layers of the text encoder, and --network_train_unet_only leaves "),
         ({"network_args": ["conv_dim=2"]}, "it has no layers of 3x3 convolutions, and --network_args here have conv"),
+        ({"network_alpha": 3}, "it has alpha 1, but --network_alpha is 3.0"),
         ({"optimizer_type": "Lion"}, "it is of --optimizer_type AdamW, and this run has Lion"),
         ({"optimizer_args": ["amsgrad=True"], "network_args": ["loraplus_lr_ratio=4"]}, "groups of "),
         ({"max_train_steps": 7}, "the state is at step 7 and training ends at 7"),
@@ -302,12 +303,26 @@ def test_a_state_that_does_not_fit_is_a_mistake(given, sentence, finished, tiny_
         train(tiny.arguments(tiny_folder, pictures, tmp_path / "out", **options))
 
 
+def test_a_state_of_other_alphas_is_a_mistake_also_where_it_does_not_tell_its_options(finished, tiny_folder, tmp_path):
+    pictures, output = finished
+    state = shutil.copytree(output / "lora-state", tmp_path / "state")
+    facts = json.loads((state / "train_state.json").read_text())
+    del facts["network_alpha"]
+    (state / "train_state.json").write_text(json.dumps(facts))
+    options = dict(resume=state, max_train_epochs=None, max_train_steps=9, network_alpha=3)
+    with pytest.raises(UserError, match=r"does not fit this run: lora_\S+\.alpha is 1, and this run's is 3"):
+        train(tiny.arguments(tiny_folder, pictures, tmp_path / "out", **options))
+
+
 def test_what_a_state_decides_is_said(finished, tiny_folder, tmp_path, capsys):
     pictures, output = finished
     options = dict(resume=output / "lora-state", max_train_epochs=None, max_train_steps=8, train_batch_size=2, seed=5)
+    options["optimizer_args"] = ["weight_decay=0.5", "betas=0.5,0.6"]
     train(tiny.arguments(tiny_folder, pictures, tmp_path / "out", **options))
     said = capsys.readouterr().err
     assert "--seed 5 has no effect: training goes on with the state's, 1" in said
+    settings = "those of no --optimizer_args, not of --optimizer_args weight_decay=0.5 betas=0.5,0.6"
+    assert f"--resume: the optimizer goes on with the settings in the state, {settings}" in said
     assert "--resume: an epoch had 8 batches and now has 4: pictures, batch size or number of processes are" in said
 
 

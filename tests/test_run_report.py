@@ -14,9 +14,12 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from library.dataset.scan import scan_dataset
 from library.generating.cards import trigger_words
 from library.generating.charts import Line, chart, nice_ticks, smoothed
+from library.generating.report_pictures import tiles_of
 from library.generating.runs import find_run
+from library.options.groups import TrainNetworkOptions
 from library.training.losses import MAX_POINTS, Curve, Curves
 from tests import tiny
 from train_network import train
@@ -64,6 +67,17 @@ def test_the_report_can_be_written_later_without_the_pictures(run, monkeypatch, 
     page = run.with_name("lora-report.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 2 * 3 and "The pictures cannot be shown: " in page
     (run.parent.parent / "elsewhere").rename(run.parent.parent / "train")
+
+
+def test_a_picture_that_vanished_while_training_is_left_out_of_the_report(tmp_path):
+    folder = tiny.write_pictures(tmp_path / "train")
+    options = TrainNetworkOptions(train_data_dir=str(folder), resolution="64,64", enable_bucket=False)
+    scanned = scan_dataset(options)
+    before = tiles_of(scanned, seed=1, max_train_steps=8)
+    scanned.records[1].path.unlink()
+    after = tiles_of(scanned, seed=1, max_train_steps=8)
+    assert len(after) == len(before) - 1 == 3
+    assert [tile.name for tile in after] == [tile.name for tile in before if "picture 1" not in tile.name]
 
 
 def test_the_cover_is_in_the_network_and_its_hashes_stay_right(run):

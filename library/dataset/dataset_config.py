@@ -3,6 +3,7 @@
 A value in a subset goes before one in its dataset, that before `[general]`, and that before the flag of its name.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,23 @@ from typing import Any
 
 from library.dataset.captions import takes_tags_apart
 from library.dataset.config import INTERPOLATIONS, SPEC_FLAGS, SUBSET_FLAGS, DatasetSpec, SubsetOptions
-from library.dataset.dataset_config_keys import ATTRIBUTES, Table, check_document, tables_of
+from library.dataset.dataset_config_keys import (
+    ATTRIBUTES,
+    KEYS,
+    Table,
+    check_document,
+    fits,
+    structure_problems,
+    tables_of,
+)
 from library.errors import UserError
 from library.files import read_user_text
 from library.options.checks import caption_numbers
-from library.options.config_file import parse_json, parse_toml
+from library.options.config_file import KEY_LINE, parse_json, parse_toml
 from library.options.derived import caches_latents, caption_extension, face_crop_range
 
 WITHOUT_EFFECT = ("network_multiplier",)
+TABLE_LINE = re.compile(r"\s*\[+([\w.\s]+)\]+\s*(?:#.*)?$")
 FLAG_OF_KEY = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
 
 
@@ -41,16 +51,19 @@ def read_dataset_config(options: Any) -> tuple[list[DatasetSpec], list[SubsetOpt
     path = Path(options.dataset_config)
     text, document = _parse(path)
     problems, missing, notes = check_document(document), [], []
+    if not structure_problems(document):
+        missing = _missing(path, text, document)
     if not problems:
-        specs, subsets = [], []
+        specs, subsets, names = [], [], []
         for index, (place, subset_places) in enumerate(_places(document)):
             specs.append(_spec(place, options))
             subsets += [_subset(p, options, index) for p in subset_places]
+            names += [p.name for p in subset_places]
             problems += _spec_problems(specs[-1], place)
-        problems += _subset_problems(specs, subsets, options)
-        missing = _missing(path, text, subsets)
+        problems += _subset_problems(specs, dict(zip(names, subsets, strict=True)), options)
     if problems or missing:
-        raise UserError(*(f"{path}: {problem}" for problem in problems), *missing)
+        lines = _lines_of_keys(text)
+        raise UserError(*(f"{_where(path, problem, lines)}: {problem}" for problem in problems), *missing)
     for flag in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir"):
         if getattr(options, flag):
             notes.append(f"--{flag} has no effect beside --dataset_config")
@@ -115,10 +128,10 @@ def _subset(place: Place, options: Any, dataset: int) -> SubsetOptions:
     )
 
 
-def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], options: Any) -> list[str]:
+def _subset_problems(specs: list[DatasetSpec], subsets: dict[str, SubsetOptions], options: Any) -> list[str]:
     problems, seen = [], set()
-    for subset in subsets:
-        where = f"metadata_file {subset.source}" if subset.metadata_file else f"image_dir {subset.source}"
+    for name, subset in subsets.items():
+        where = f"{name}: {'metadata_file' if subset.metadata_file else 'image_dir'} {subset.source}"
         if (subset.dataset, subset.source) in seen:
             problems.append(f"{where} stands twice in one dataset")
         seen.add((subset.dataset, subset.source))
@@ -136,12 +149,13 @@ def _subset_problems(specs: list[DatasetSpec], subsets: list[SubsetOptions], opt
     return problems
 
 
-def _missing(path: Path, text: str, subsets: list[SubsetOptions]) -> list[str]:
+def _missing(path: Path, text: str, document: Table) -> list[str]:
     """A sentence for each folder and file that is not there, once, with the first line that has its name."""
     missing = {}
-    for subset in subsets:
+    for table in (table for _, table, level in tables_of(document) if level == "s"):
         for key, kind in (("image_dir", "folder"), ("conditioning_data_dir", "folder"), ("metadata_file", "file")):
-            place = getattr(subset, key)
+            given = table.get(key)
+            place = Path(given) if given and fits(KEYS[key].kind, given) else None
             if place and not (place.is_dir() if kind == "folder" else place.is_file()):
                 missing[key, place] = kind
     lines = text.splitlines()
@@ -151,6 +165,31 @@ def _missing(path: Path, text: str, subsets: list[SubsetOptions]) -> list[str]:
         where = f"{path}:{line}" if line else str(path)
         sentences.append(f"{where}: {key}: there is no {kind} {place}")
     return sentences
+
+
+def _lines_of_keys(text: str) -> dict[str, int]:
+    """The lines, from 1, of the tables and keys of a TOML file, by what their problems begin with; JSON has none."""
+    lines, table, dataset, subset = {}, "", -1, -1
+    for number, line in enumerate(text.split("\n"), start=1):
+        if header := TABLE_LINE.match(line):
+            table = "".join(header[1].split())
+            if table == "datasets":
+                dataset, subset = dataset + 1, -1
+                table = f"datasets[{dataset}]"
+            elif table == "datasets.subsets":
+                subset += 1
+                table = f"datasets[{dataset}].subsets[{subset}]"
+            lines.setdefault(table, number)
+        elif key := KEY_LINE.match(line):
+            lines[f"{table}: {key[2]}" if table else key[2]] = number
+    return lines
+
+
+def _where(path: Path, problem: str, lines: dict[str, int]) -> str:
+    """The file with the line of the key that a problem begins with, else with that of its table."""
+    beginning = re.match(r"(\S+: )?\S*", problem)[0]
+    line = lines.get(beginning) or lines.get(re.split(r"[: ]", beginning)[0])
+    return f"{path}:{line}" if line else str(path)
 
 
 def _caption_problems(subset: SubsetOptions) -> list[str]:

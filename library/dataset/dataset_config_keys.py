@@ -70,6 +70,16 @@ Table = dict[str, Any]
 
 def check_document(document: Table) -> list[str]:
     """What is wrong with the tables and keys of a file, with the place of each mistake."""
+    if problems := structure_problems(document):
+        return problems
+    problems = [problem for name, table, level in tables_of(document) for problem in _check_table(name, table, level)]
+    return problems + [
+        problem for index, dataset in enumerate(document["datasets"]) for problem in _check_style(index, dataset)
+    ]
+
+
+def structure_problems(document: Table) -> list[str]:
+    """What is wrong with the tables alone; where nothing is, `tables_of` finds all of them."""
     problems = [
         f"{name} is not known at the top; there are [general] and [[datasets]]"
         for name in document
@@ -83,10 +93,7 @@ def check_document(document: Table) -> list[str]:
     for index, dataset in enumerate(datasets):
         if not _is_list_of_tables(dataset.get("subsets")):
             problems.append(f"datasets[{index}] has no subsets; write [[datasets.subsets]] with an image_dir")
-    if problems:
-        return problems
-    problems = [problem for name, table, level in tables_of(document) for problem in _check_table(name, table, level)]
-    return problems + [problem for index, dataset in enumerate(datasets) for problem in _check_style(index, dataset)]
+    return problems
 
 
 def _is_list_of_tables(value: Any) -> bool:
@@ -112,7 +119,7 @@ def _check_table(name: str, table: Table, level: str) -> list[str]:
         elif level not in known.levels:
             places = " and ".join(LEVEL_NAMES[letter] for letter in known.levels)
             problems.append(f"{name}: {key} cannot stand here, only in {places}")
-        elif not _fits(known.kind, value):
+        elif not fits(known.kind, value):
             problems.append(f"{name}: {key} must be {known.kind}, got {value!r}")
         elif key == "custom_attributes":
             problems += [
@@ -147,7 +154,7 @@ def _check_style(index: int, dataset: Table) -> list[str]:
     ]
 
 
-def _fits(kind: str, value: Any) -> bool:
+def fits(kind: str, value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
     is_int = is_number and isinstance(value, int)
     is_pair = isinstance(value, list) and len(value) == 2
@@ -158,6 +165,6 @@ def _fits(kind: str, value: Any) -> bool:
         TEXT: isinstance(value, str),
         A_PATH: isinstance(value, str) and is_path(value),
         TABLE: isinstance(value, dict),
-        PAIR: is_pair and all(_fits(NUMBER, item) for item in value),
+        PAIR: is_pair and all(fits(NUMBER, item) for item in value),
         SIZE: all(type(side) is int and 0 < side <= MAX_SIDE for side in (value if is_pair else [value])),
     }[kind]

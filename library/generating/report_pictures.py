@@ -1,6 +1,7 @@
 """The pictures of a run's dataset for its report. Needs no torch."""
 
 import time
+from contextlib import suppress
 
 from library.dataset.buckets import choose_buckets_of, repeats_of
 from library.dataset.sampler import sampler_of
@@ -32,7 +33,8 @@ def tiles_of(scanned: ScannedDataset, seed: int, max_train_steps: int, max_secon
     for number, draw in ordered[:MAX_TILES]:
         if max_seconds is not None and time.perf_counter() - start > max_seconds:
             break
-        tiles += panel_of(number, [draw], views, repeats).tiles
+        with suppress(UserError):  # gone or damaged since training began, which has said so
+            tiles += panel_of(number, [draw], views, repeats).tiles
     return tiles
 
 

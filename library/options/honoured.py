@@ -50,6 +50,7 @@ ONLY_WITH = {
     "dynamo_backend": "torch_compile",
     "latent_cache": "cache_latents_to_disk",
     "ema_decay": "ema",
+    "persistent_data_loader_workers": "max_data_loader_n_workers",
 }
 
 # option -> options of which one must be given for it to have an effect
@@ -63,6 +64,7 @@ ONLY_WITH_ANY = {
         *("sample_at_first", "sample_every_n_steps", "sample_every_n_epochs"),
         *("before_after", "grid_after_training"),
     ),
+    "vae_batch_size": ("cache_latents", "cache_latents_to_disk"),
     "save_last_n_epochs": ("save_every_n_epochs", "save_n_epoch_ratio"),
     "save_last_n_epochs_state": ("save_state",),
     "save_last_n_steps": ("save_every_n_steps",),
@@ -77,6 +79,11 @@ NOT_BESIDE = {
     "initial_epoch": "resume",
     "training_comment": "no_metadata",
     "lr_scheduler": "lr_scheduler_type",
+    "max_train_steps": "max_train_epochs",
+    "save_every_n_epochs": "save_n_epoch_ratio",
+    "sample_every_n_steps": "sample_every_n_epochs",
+    "text_encoder_lr": "network_train_unet_only",
+    "unet_lr": "network_train_text_encoder_only",
 }
 
 # option -> the schedules that it has an effect on
@@ -108,7 +115,8 @@ def warnings_for(options: Any) -> list[str]:
     warnings += [
         f"--{name} has no effect without --{' or --'.join(needed)}"
         for name, needed in ONLY_WITH_ANY.items()
-        if getattr(options, name) and not any(getattr(options, other) for other in needed)
+        if getattr(options, name) not in (flags[name].default, 0)
+        and not any(getattr(options, other) for other in needed)
     ]
     warnings += [
         f"--{name} has no effect beside --{other}"

@@ -45,6 +45,7 @@ from library.training.memory_errors import memory_for
 from library.training.metadata import TrainingMetadata
 from library.training.network_recipe import NetworkRecipe
 from library.training.on_cpu import prepare_for_cpu, warn_of_slow_bf16
+from library.training.optimizer_trial import try_optimizer
 from library.training.optimizers import OptimizerSpec, build_optimizer, check_optimizer_arguments
 from library.training.plan import StepPlan, num_processes
 from library.training.precision import (
@@ -189,6 +190,7 @@ def start_accelerator(options: TrainNetworkOptions, state: LoopState) -> Acceler
         )
     check_compiler(options, accelerator.device)
     check_fewer_bits(options, accelerator.device)
+    try_optimizer(options, accelerator.device)
     warn_of_slow_bf16(options, accelerator.device)
     (state.seed,) = broadcast_object_list([state.seed])  # where none was given, every process drew its own
     set_seed(state.seed)

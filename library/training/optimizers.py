@@ -89,6 +89,8 @@ def check_optimizer(options: TrainNetworkOptions) -> list[str]:
     name = optimizer_name(options)
     spec = find_spec(name)
     package, class_name = spec.path.split(".")[0], spec.path.rpartition(".")[2]
+    if not all(part.isidentifier() for part in spec.path.split(".")):
+        return [f"--optimizer_type must be a name such as AdamW, or a class with dots, package.Class, got {name!r}"]
     is_there = package in ALWAYS_INSTALLED or importlib.util.find_spec(package) is not None
     problems = [] if is_there else [missing_package(name)]
     if spec.path.startswith("torch.optim.") and class_name in UNFIT:

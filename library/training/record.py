@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from library.options.groups import TrainNetworkOptions
 from library.options.recorded import FORMAT, recorded_options
 from library.secrets import redacted
 from library.training.plan import StepPlan
+from library.training.running import mark_of
 from library.training.saving import LoopState, OutputNames
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,7 @@ class RunRecord:
         content = {
             FORMAT: 1,
             "outcome": outcome,
+            **({"process": mark_of(os.getpid())} if outcome == "running" else {}),
             "error": error,
             "started": self.started.isoformat(timespec="seconds"),
             "written": datetime.now().isoformat(timespec="seconds"),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from math import isclose
 from pathlib import Path
 from textwrap import shorten
 
@@ -50,6 +51,8 @@ def load_network(network: nn.Module, folder: Path) -> None:
         if value.shape != own[name].shape:
             sizes = " and ".join("x".join(map(str, tensor.shape)) for tensor in (value, own[name]))
             raise misfit(folder, f"{name} is of another size, {sizes}")
+        if name.endswith(".alpha") and not isclose(value, own[name], rel_tol=0.01):  # 16 bits round it
+            raise misfit(folder, f"{name} is {value.item():g}, and this run's is {own[name].item():g}")
     network.load_state_dict(weights)
 
 

@@ -153,7 +153,9 @@ def made_with(options: TrainNetworkOptions, plan: StepPlan) -> dict[str, Any]:
     """What a state tells of its run, for a run that goes on from it to compare."""
     return {
         "optimizer_type": optimizer_name(options),
+        "optimizer_args": options.optimizer_args,
         "network_module": network_module(options),
+        "network_alpha": options.network_alpha,
         "batches_per_epoch": plan.batches_per_epoch,
     }
 
@@ -176,6 +178,9 @@ def check_state(options: TrainNetworkOptions, folder: Path, rules: ModuleType | 
     elif module.startswith("networks."):
         rules = rules or rules_without_torch(module)
         problems += layer_problems(options, read_shapes(folder / WEIGHTS_FILE, "--resume"), rules)
+    alpha = facts.get("network_alpha", options.network_alpha)
+    if alpha != options.network_alpha and not options.dim_from_weights:
+        problems.append(f"it has alpha {alpha}, but --network_alpha is {options.network_alpha}")
     if problems:
         raise UserError(*(f"--resume: the state in {folder} does not fit this run: {problem}" for problem in problems))
 
@@ -234,6 +239,12 @@ def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> 
     given = [name for name in ("initial_step", "initial_epoch") if getattr(options, name) is not None]
     if resumes_newest(options):
         notes += [f"--{name} has no effect: training goes on from {folder}" for name in given]
+    arguments = facts.get("optimizer_args", options.optimizer_args)
+    if arguments != options.optimizer_args:
+        notes.append(
+            "--resume: the optimizer goes on with the settings in the state, those of "
+            f"{written(arguments)}, not of {written(options.optimizer_args)}"
+        )
     before = batches_per_epoch(facts, plan)
     if before != plan.batches_per_epoch:
         notes.append(
@@ -241,3 +252,8 @@ def resume_notes(options: TrainNetworkOptions, plan: StepPlan, folder: Path) -> 
             "number of processes are others, and so is the order from here on; the same share of the epoch is left"
         )
     return notes
+
+
+def written(arguments: list[str] | None) -> str:
+    """Arguments of an optimizer as on the command line."""
+    return " ".join(["--optimizer_args", *map(str, arguments)]) if arguments else "no --optimizer_args"

@@ -1,0 +1,52 @@
+"""Whether another run is at work on files of the same names. Needs no torch."""
+
+import os
+from typing import Any
+
+from library.errors import UserError
+from library.files import MACHINE
+from library.options.groups import SavingOptions
+from library.texts import read_json
+from library.training.saving import OutputNames
+
+SECONDS_OF_CLOCKS = 10  # that the begin of a process may seem to move when the clock is set right
+
+
+def mark_of(pid: int) -> dict[str, Any]:
+    """What tells a process from all others, also from a later one of the same number."""
+    import psutil  # seldom needed, and not for --help
+
+    return {"machine": MACHINE, "pid": pid, "began": psutil.Process(pid).create_time()}
+
+
+def check_not_running(options: SavingOptions) -> None:
+    """UserError where the run whose record has this name is still at work, in another process of this machine.
+
+    A run writes its record when training begins; two that are started at once are not told from each other.
+    """
+    names = OutputNames(options)
+    try:
+        record = read_json(names.record().read_text(encoding="utf-8"))
+        if not is_at_work(record["process"]):
+            return
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return  # no record, none of ours, or of a run that has ended
+    raise UserError(
+        f"--output_dir: a run is at work on files of the same name in {names.folder}: process "
+        f"{record['process']['pid']}, since {record.get('started')}; wait for it, stop it by a file "
+        f"{names.folder / 'STOP'}, or give another --output_name"
+    )
+
+
+def is_at_work(mark: dict[str, Any]) -> bool:
+    """Whether the process of a mark is on this machine, is another than this one, and has not ended."""
+    import psutil
+
+    machine, pid, began = mark["machine"], int(mark["pid"]), float(mark["began"])
+    if machine != MACHINE or pid == os.getpid():
+        return False
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < SECONDS_OF_CLOCKS
+    except psutil.Error:
+        return False
