@@ -38,6 +38,7 @@ class Facts:
     waits: list[float]
     encodes: list[dict]
     profiled: dict[str, int]
+    dataset: list[float]  # seconds and seconds of CPU of its construction, where that alone was asked for
 
     @property
     def walls(self) -> list[float]:

@@ -44,6 +44,7 @@ class Watch:
         self.events: list = []  # of CUDA, at the end of each step
         self.profiler = None
         self.profiled: dict[str, int] = {}
+        self.dataset: list[float] = []  # seconds and seconds of CPU of its construction
 
     def now(self) -> tuple[float, float]:
         return time.perf_counter() - self.origin, time.process_time()
@@ -86,6 +87,7 @@ class Watch:
             "waits": self.waits,
             "encodes": self.encodes,
             "profiled": self.profiled,
+            "dataset": self.dataset,
             "gpu_steps": [],
             "peak_gpu": 0,
         }
@@ -160,6 +162,20 @@ def watch_vae(watch: Watch, module) -> None:
         return encoded
 
     module.AutoencoderKL.encode = noted_encode
+
+
+def watch_dataset(watch: Watch, module) -> None:
+    """Have the watch see how long sd-scripts take to construct their dataset, and end the run there."""
+    construct = module.generate_dataset_group_by_blueprint
+
+    @functools.wraps(construct)
+    def timed_construct(*arguments, **more):
+        start = watch.now()
+        construct(*arguments, **more)
+        watch.dataset = [end - begin for begin, end in zip(start, watch.now(), strict=True)]
+        raise SystemExit
+
+    module.generate_dataset_group_by_blueprint = timed_construct
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
@@ -247,6 +263,8 @@ def main() -> None:
         "torch": functools.partial(watch_torch, watch),
         "diffusers.models.autoencoders.autoencoder_kl": functools.partial(watch_vae, watch),
     }
+    if settings.get("dataset_alone"):
+        actions["library.config_util"] = functools.partial(watch_dataset, watch)
     sys.meta_path.insert(0, AfterImport(actions))
     sys.argv = [script, *arguments]
     sys.path[0] = os.path.dirname(os.path.abspath(script))
