@@ -37,7 +37,7 @@ class Watch:
         self.settings = settings
         self.origin = time.perf_counter() - (time.time() - settings["started"])
         self.pid = os.getpid()
-        self.steps: list[tuple[float, float]] = []  # (wall, CPU) at the end of each
+        self.steps: list[tuple[float, float, float]] = []  # (wall, CPU, CPU of its thread alone) at the end of each
         self.losses: list = []
         self.waits: list[float] = []  # seconds that each batch was waited for
         self.encodes: list[dict] = []  # calls of the VAE
@@ -56,7 +56,7 @@ class Watch:
                 return
             self.events.append(torch.cuda.Event(enable_timing=True))
             self.events[-1].record()
-        self.steps.append(self.now())
+        self.steps.append((*self.now(), time.thread_time()))
 
     def loss_seen(self, loss) -> None:
         """Note a loss before its backward pass; from one to the next is a step, for the profiler."""

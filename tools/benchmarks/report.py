@@ -96,8 +96,8 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 def section(outcome: Outcome, name: str, measure: Measure, rounds: list[Round]) -> list[str]:
     """What one measure found: which rounds count, the figures, who failed, and ratios."""
-    everyone = (*measure.parts, *outcome.contestants)
-    asked = [who for who in everyone if any(who.name in {*r.figures, *r.failures} for r in rounds)]
+    asked = measure.asked(outcome.contestants)
+    asked = [who for who in asked if any(who.name in {*r.figures, *r.failures} for r in rounds)]
     parts = [f"## {measure.title}", validity(rounds) if measure.in_rounds else "Counted once."]
     parts += [measure.note] if measure.note else []
     is_same = found_the_same(rounds)
