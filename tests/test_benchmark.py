@@ -10,14 +10,25 @@ import pytest
 
 from tools import benchmark
 from tools.benchmarks import report
+from tools.benchmarks.bench import Bench
 from tools.benchmarks.contestants import Contestant, contestants_of
-from tools.benchmarks.fidelity import verdict, verdicts
+from tools.benchmarks.fidelity import Verdict, verdict, verdicts
 from tools.benchmarks.harness import Round, RunFailed, Schedule, drift, run_rounds
 from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.machine import peak_flops
-from tools.benchmarks.measures import MEASURES, Bench, percentile, profile, save, start, step
+from tools.benchmarks.measures import MEASURES, percentile, profile, save, start, step
+from tools.benchmarks.parts import LATENT_READS, SCANS, latent_read, scan
+from tools.benchmarks.scan_folder import SCANNED
 
-# Stands in for a checkout of sd-scripts, which is not here: it reads kohya's flags, and learns the identity.
+# Stands in for a checkout of sd-scripts, which is not here: it reads kohya's flags, makes a dataset in the place where
+# sd-scripts make theirs, and learns the identity.
+CONFIG_UTIL = """
+import os, time
+
+def generate_dataset_group_by_blueprint(folder):
+    time.sleep(0.2)
+    return sorted(os.listdir(folder))
+"""
 STAND_IN = """
 import argparse, os, time
 
@@ -30,6 +41,10 @@ parser.add_argument("--cache_latents", action="store_true")
 parser.add_argument("--wrong", type=float, default=1.0)
 parser.add_argument("--own_numbers", action="store_true")
 options = parser.parse_known_args()[0]
+
+from library import config_util
+
+assert config_util.generate_dataset_group_by_blueprint(options.train_data_dir)
 
 import torch
 from torch.utils.data import DataLoader
@@ -79,6 +94,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sd-scripts")
     for name in ("train_network.py", "sdxl_train_network.py"):
         (folder / name).write_text(STAND_IN, encoding="utf-8")
+    (folder / "library").mkdir()
+    (folder / "library" / "config_util.py").write_text(CONFIG_UTIL, encoding="utf-8")
     return folder
 
 
@@ -97,12 +114,15 @@ def test_a_foreign_program_is_measured_by_its_optimizer_loss_and_loader(bench, p
     printed = (folder / "printed.log").read_text(encoding="utf-8").split()[1:]
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     assert len(printed) == 7 and facts["losses"] == pytest.approx([float(loss) for loss in printed])
-    walls = [wall for wall, _ in facts["steps"]]
+    walls = [wall for wall, _, _ in facts["steps"]]
+    assert all(0 < of_loop < of_all + 0.01 for _, of_all, of_loop in facts["steps"])
     assert walls == sorted(walls) and walls[-1] < facts["wall_s"]
 
 
-def test_a_stall_at_a_save_is_seen(bench, peer):
-    assert save(bench, peer)["stall_ms"] > 200
+def test_a_stall_at_a_save_is_seen_above_its_noise(bench, peer):
+    figures = save(bench, peer)
+    assert figures["stall_ms"] > 200 and 0 <= figures["noise_ms"] < figures["stall_ms"] / report.ABOVE_NOISE
+    assert figures["stall_cpu_ms"] < 100  # it sleeps
 
 
 def test_help_is_timed_without_torch_and_the_first_step_with_it(bench, peer):
@@ -194,9 +214,10 @@ def test_who_fails_is_not_asked_again():
     assert drift([{"wall": 2.0}, {"wall": 2.5}], ("wall", "gpu")) == pytest.approx(0.25)
 
 
-def outcome_of(rounds: list[Round], **verdicts) -> report.Outcome:
-    machine = {"processor": "abacus", "GPU": "none"}
-    return report.Outcome(machine, {}, "wall", CONTESTANTS, verdicts, {"step": rounds}, 10**9, 1e10, "as given")
+def outcome_of(rounds: list[Round], measure: str = "step", clock: str = "wall") -> report.Outcome:
+    """An outcome of these rounds, in which all losses agree."""
+    machine, agree = {"processor": "abacus", "GPU": "none"}, {who.name: Verdict(True, "") for who in CONTESTANTS}
+    return report.Outcome(machine, {}, clock, CONTESTANTS, agree, {measure: rounds}, 10**9, 1e10, "as given")
 
 
 def test_tables_have_medians_ratios_and_the_share_of_the_peak():
@@ -219,6 +240,30 @@ def test_speeds_of_who_trains_something_else_are_struck_out():
     assert "| ours fp32 (does not count) | ~~1.000~~ |" in text and "0.50" not in text
 
 
+def test_without_a_comparison_of_losses_no_speed_counts():
+    outcome = outcome_of(measured([1.0]))
+    outcome.verdicts = {}
+    text = report.markdown(outcome)
+    assert "**Losses were not compared**" in text and "Ratio" not in text
+    assert "| ours fp32 (not compared) | 1.000 |" in text
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "shown"),
+    [
+        ((8.0, 2.0), (100.0, 10.0), "0.080 (0.080–0.080)"),
+        ((1.0, 2.0), (100.0, 10.0), "0.020 (0.020–0.020)"),  # less than its noise
+        ((-5.0, 2.0), (100.0, 10.0), "0.020 (0.020–0.020)"),
+        ((8.0, 2.0), (100.0, 40.0), None),
+    ],
+)
+def test_a_stall_is_divided_by_one_that_is_above_its_noise(ours, others, shown):
+    pairs = {"ours fp32": ours, "diffusers fp32": others}
+    figures = {name: {"stall_cpu_ms": stall, "noise_cpu_ms": noise} for name, (stall, noise) in pairs.items()}
+    text = report.markdown(outcome_of([Round(figures)], "save", clock="cpu"))
+    assert f"| ours fp32 | 1 | {shown} |" in text if shown else "Ratio" not in text
+
+
 def test_the_json_has_all_raw_figures():
     rounds = measured([1.0])
     rounds[0].figures["ours fp32"] = {"step_s": math.nan}
@@ -235,9 +280,25 @@ def test_small_things():
     assert bf16.is_reduced and not CONTESTANTS[0].is_reduced
 
 
-def test_a_dataset_is_scanned_cold_and_warm(bench):
-    figures = MEASURES["scan"].run(bench, CONTESTANTS[0])
-    assert {"20: cold: names, sizes, captions", "20: warm: names, sizes, captions, CPU"} <= figures.keys()
+def test_the_imitation_of_kohyas_scan_finds_what_ours_finds(bench):
+    ours, imitation = (scan(bench, who) for who in SCANS)
+    assert ours["found"] == imitation["found"]
+    for key in (f"20: {state}: {SCANNED}{unit}" for state in ("cold", "warm") for unit in ("", ", CPU")):
+        assert key in ours and imitation[key] > 0
+
+
+def test_the_dataset_of_a_checkout_is_timed_in_its_own_program(bench, peer):
+    figures = scan(bench, peer)
+    assert figures.keys() == {f"20: {state}: {SCANNED}{unit}" for state in ("cold", "warm") for unit in ("", ", CPU")}
+    assert figures[f"20: cold: {SCANNED}"] > 0.2 > figures[f"20: cold: {SCANNED}, CPU"]
+    printed = (bench.folder_of(peer) / "printed.log").read_text(encoding="utf-8")
+    assert printed == ""  # it went no further
+
+
+def test_latents_are_read_in_three_ways_that_find_the_same(bench):
+    found = [latent_read(bench, who) for who in LATENT_READS]
+    assert len({figures.pop("found") for figures in found}) == 1
+    assert all(milliseconds > 0 for figures in found for milliseconds in figures.values())
 
 
 @pytest.mark.parametrize("argument", ["--measure=speed", "--mode=fp32", "--rounds=0", "--peer=nowhere"])
@@ -247,11 +308,18 @@ def test_mistakes_are_told(argument, tmp_path, capsys):
     assert argument[:6] in capsys.readouterr().err or "mode" in argument
 
 
-def test_scans_have_lines_of_their_own():
-    outcome = outcome_of([])
-    figures = {"20: audit": 0.5, "20: audit, CPU": 0.25}
-    outcome.rounds = {"scan": [Round({"ours fp32": figures})]}
-    assert "| 20: audit | 0.500 | 0.250 |" in report.markdown(outcome)
+def test_scans_have_lines_of_their_own_and_a_ratio_where_they_find_the_same():
+    ours, imitation = (who.name for who in SCANS)
+    figures = {
+        ours: {"20: cold": 0.25, "20: cold, CPU": 0.25, "20: audit": 0.5, "20: audit, CPU": 0.25, "found": 7},
+        imitation: {"20: cold": 0.5, "20: cold, CPU": 0.4, "found": 7},
+    }
+    text = report.markdown(outcome_of([Round(figures)], "scan"))
+    assert "| 20: cold | 0.250 | 0.250 | 0.500 | 0.400 | 0.50 (0.50–0.50) |" in text
+    assert "| 20: audit | 0.500 | 0.250 | – | – | – |" in text
+    figures[imitation]["found"] = 8
+    text = report.markdown(outcome_of([Round(figures)], "scan"))
+    assert "| 20: cold | 0.250 | 0.250 | 0.500 | 0.400 |\n" in text and "**Does not count**" in text
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ Needs no network. docs/benchmarks.md says how each figure is measured.
 
 import argparse
 import json
+import platform
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -16,12 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.files import write_text_whole
+from tools.benchmarks.bench import Bench
 from tools.benchmarks.contestants import DIFFUSERS_MODES, OUR_MODES, PEER_MODES, Contestant, contestants_of
 from tools.benchmarks.fidelity import verdicts
 from tools.benchmarks.harness import Control, Schedule, run_rounds
 from tools.benchmarks.inputs import HERE, Inputs
 from tools.benchmarks.machine import machine, peak_flops
-from tools.benchmarks.measures import MEASURES, Bench
+from tools.benchmarks.measures import MEASURES
 from tools.benchmarks.report import Outcome, as_json, markdown
 
 RESOLUTIONS = {"toy": 64, "full": 512}
@@ -48,7 +50,12 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--clock", choices=("wall", "cpu"), default="wall", help="what is compared; cpu on a machine that others use")
     add("--steps", type=int, default=20, help="that count, of one run (default: %(default)s)")
     add("--warmup", type=int, default=3, help="steps before them; 20 on a GPU (default: %(default)s)")
-    add("--fidelity_steps", type=int, default=100, help="whose losses are compared; 0 compares none (default: 100)")
+    add(
+        "--fidelity_steps",
+        type=int,
+        default=100,
+        help="whose losses are compared (default: 100); with 0 no speed counts",
+    )
     add("--mode", action="append", default=[], metavar="NAME=FLAGS", help=modes_help("ours", OUR_MODES))
     add("--diffusers_mode", action="append", default=[], metavar="NAME=FLAGS", help=modes_help("it", DIFFUSERS_MODES))
     add("--no_diffusers", action="store_true", help="leave the plain loop over diffusers out, but as a reference")
@@ -57,6 +64,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--peer_mode", action="append", default=[], metavar="NAME=FLAGS", help=modes_help("it", PEER_MODES))
     add("--cache_pictures", type=int, default=64, help="cached with a null VAE, an eighth with the real one")
     add("--scan_sizes", default="1000", help="pictures, as 1000,10000,100000 (default: %(default)s)")
+    add("--machine", default=platform.node(), metavar="NAME", help="its name in the tables (default: %(default)s)")
     add("--peak_tflops", type=float, help="of the processor; known for some GPUs, else that of the control product")
     add("--timeout", type=float, default=3600, help="seconds of one run (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -102,10 +110,9 @@ def outcomes(options: argparse.Namespace, bench: Bench) -> Iterator[Outcome]:
     facts = bench.inputs.torch_facts()
     control = Control(on_gpu=facts["gpu"] is not None)
     contestants = chosen_contestants(options)
-    outcome = Outcome(
-        machine(facts), setup_of(options, bench), options.clock, contestants, {}, {}, facts["step_flops"],
-        *peak_of(options, facts["gpu"], control),
-    )  # fmt: skip
+    about, setup = machine(options.machine, facts), setup_of(options, bench)
+    peak = peak_of(options, facts["gpu"], control)
+    outcome = Outcome(about, setup, options.clock, contestants, {}, {}, facts["step_flops"], *peak)
     if options.fidelity_steps:
         say("losses")
         reference = Contestant("diffusers", "fp32", (), sys.executable, HERE / "diffusers_loop.py")
@@ -116,8 +123,7 @@ def outcomes(options: argparse.Namespace, bench: Bench) -> Iterator[Outcome]:
     for name in options.measure:
         say(name)
         measure = MEASURES[name]
-        asked = [who for who in contestants if measure.is_for(who)]
-        asked = asked[:1] if measure.is_of_dataset else asked
+        asked = measure.asked(contestants)
         rounds = outcome.rounds[name] = []
         for done in run_rounds(asked, partial(measure.run, bench), schedule if measure.in_rounds else Schedule(1)):
             rounds.append(done)

@@ -41,9 +41,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One program with the flags of one mode."""
+    """One program with the flags of one mode; an imitation is of a part of kohya's scripts, in code of ours."""
 
-    kind: Literal["ours", "diffusers", "kohya"]
+    kind: Literal["ours", "diffusers", "kohya", "imitation"]
     mode: str
     flags: tuple[str, ...]
     python: str
@@ -51,7 +51,7 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.mode}"
+        return f"{self.kind} {self.mode}".strip()
 
     @property
     def is_reduced(self) -> bool:

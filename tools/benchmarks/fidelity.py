@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
+from tools.benchmarks.bench import Bench
 from tools.benchmarks.contestants import Contestant
 from tools.benchmarks.harness import RunFailed
 from tools.benchmarks.inputs import REPEATS
-from tools.benchmarks.measures import Bench
 
 FIRST_LOSS, MEAN_LOSS = 1e-5, 0.01  # the first by its difference, the mean by the relative one
 

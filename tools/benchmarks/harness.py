@@ -32,22 +32,28 @@ class Facts:
     cpu_s: float
     peak_rss: int  # bytes
     peak_gpu: int
-    steps: list[tuple[float, float]]  # (wall, CPU) at the end of each
+    steps: list[tuple[float, float, float]]  # (wall, CPU, CPU of the loop's thread alone) at the end of each
     gpu_steps: list[float]  # ends of steps on the GPU, from the first
     losses: list[float]
     waits: list[float]
     encodes: list[dict]
     profiled: dict[str, int]
+    dataset: list[float]  # seconds and seconds of CPU of its construction, where that alone was asked for
 
     @property
     def walls(self) -> list[float]:
         """The end of each step: on the GPU where there is one, since the host runs ahead of it."""
-        return self.gpu_steps or [wall for wall, _ in self.steps]
+        return self.gpu_steps or [wall for wall, _, _ in self.steps]
 
     @property
     def cpus(self) -> list[float]:
         """Seconds of CPU at the end of each step."""
-        return [cpu for _, cpu in self.steps]
+        return [cpu for _, cpu, _ in self.steps]
+
+    @property
+    def loop_cpus(self) -> list[float]:
+        """Seconds of CPU of the loop's thread alone."""
+        return [cpu for _, _, cpu in self.steps]
 
 
 def launch(contestant: Contestant, arguments: list[str], folder: Path, timeout: float, **settings: Any) -> Facts:

@@ -37,13 +37,14 @@ class Watch:
         self.settings = settings
         self.origin = time.perf_counter() - (time.time() - settings["started"])
         self.pid = os.getpid()
-        self.steps: list[tuple[float, float]] = []  # (wall, CPU) at the end of each
+        self.steps: list[tuple[float, float, float]] = []  # (wall, CPU, CPU of its thread alone) at the end of each
         self.losses: list = []
         self.waits: list[float] = []  # seconds that each batch was waited for
         self.encodes: list[dict] = []  # calls of the VAE
         self.events: list = []  # of CUDA, at the end of each step
         self.profiler = None
         self.profiled: dict[str, int] = {}
+        self.dataset: list[float] = []  # seconds and seconds of CPU of its construction
 
     def now(self) -> tuple[float, float]:
         return time.perf_counter() - self.origin, time.process_time()
@@ -55,7 +56,7 @@ class Watch:
                 return
             self.events.append(torch.cuda.Event(enable_timing=True))
             self.events[-1].record()
-        self.steps.append(self.now())
+        self.steps.append((*self.now(), time.thread_time()))
 
     def loss_seen(self, loss) -> None:
         """Note a loss before its backward pass; from one to the next is a step, for the profiler."""
@@ -86,6 +87,7 @@ class Watch:
             "waits": self.waits,
             "encodes": self.encodes,
             "profiled": self.profiled,
+            "dataset": self.dataset,
             "gpu_steps": [],
             "peak_gpu": 0,
         }
@@ -160,6 +162,20 @@ def watch_vae(watch: Watch, module) -> None:
         return encoded
 
     module.AutoencoderKL.encode = noted_encode
+
+
+def watch_dataset(watch: Watch, module) -> None:
+    """Have the watch see how long sd-scripts take to construct their dataset, and end the run there."""
+    construct = module.generate_dataset_group_by_blueprint
+
+    @functools.wraps(construct)
+    def timed_construct(*arguments, **more):
+        start = watch.now()
+        construct(*arguments, **more)
+        watch.dataset = [end - begin for begin, end in zip(start, watch.now(), strict=True)]
+        raise SystemExit
+
+    module.generate_dataset_group_by_blueprint = timed_construct
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
@@ -247,6 +263,8 @@ def main() -> None:
         "torch": functools.partial(watch_torch, watch),
         "diffusers.models.autoencoders.autoencoder_kl": functools.partial(watch_vae, watch),
     }
+    if settings.get("dataset_alone"):
+        actions["library.config_util"] = functools.partial(watch_dataset, watch)
     sys.meta_path.insert(0, AfterImport(actions))
     sys.argv = [script, *arguments]
     sys.path[0] = os.path.dirname(os.path.abspath(script))

@@ -22,10 +22,11 @@ PEAKS = {  # part of a card's name -> dense bf16 TFLOP/s with sums in fp32, from
 }
 
 
-def machine(torch_facts: dict) -> dict[str, str]:
-    """What a reader must know of the machine, by name."""
+def machine(name: str, torch_facts: dict) -> dict[str, str]:
+    """What a reader must know of the machine called so."""
     memory = psutil.virtual_memory().total / GIB
     return {
+        "machine": name,
         "date": date.today().isoformat(),
         "processor": f"{processor()}, {os.cpu_count()} logical cores",
         "memory": f"{memory:.0f} GiB",

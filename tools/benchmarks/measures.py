@@ -1,81 +1,16 @@
 """What is measured of a contestant: each measure starts it as often as it needs, and returns its figures. No torch."""
 
-import re
-import shutil
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-from tools.benchmarks.contestants import Contestant, Job
-from tools.benchmarks.harness import Facts, Figures, RunFailed, launch
-from tools.benchmarks.inputs import FEW, HERE, REPEATS, Inputs
+from tools.benchmarks.bench import Bench, Column, Measure
+from tools.benchmarks.contestants import Contestant
+from tools.benchmarks.harness import Figures, RunFailed, launch
+from tools.benchmarks.parts import LATENT_READS, SCANS, latent_read, scan
 
 GIB = 2**30
 SAVE_EVERY, NUM_SAVES = 3, 5
 PHOTO_SCALE = 1.5  # of pictures whose latents are cached, against the resolution of training
-IN_CPU = ", CPU"  # ends the name of a figure in seconds of CPU, beside that of the clock
-SCAN_LINE = re.compile(r"(.+?) +([\d.]+) s, +([\d.]+) s of CPU")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all runs have in common."""
-
-    inputs: Inputs
-    runs_dir: Path
-    steps: int  # that are counted
-    warmup: int  # before them
-    num_cached: int  # pictures whose latents are cached with a null VAE
-    scan_sizes: tuple[int, ...]
-    timeout: float  # seconds of one run
-
-    def run(self, contestant: Contestant, pictures: Path, steps: int, fresh: bool = True, **more: Any) -> Facts:
-        """Train on a copy of the pictures, which has no caches where it is `fresh`, into an empty output folder.
-
-        What `Job` does not know of the rest is a setting of hook.py.
-        """
-        folder = self.folder_of(contestant)
-        own_pictures, output = folder / "pictures", folder / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        if fresh:
-            shutil.rmtree(own_pictures, ignore_errors=True)
-            shutil.copytree(pictures, own_pictures)
-        of_job = {name: more.pop(name) for name in ("save_every", "cache_to_disk") if name in more}
-        job = Job(own_pictures, output, steps, **of_job)
-        return launch(contestant, contestant.arguments(self.inputs, job), folder, self.timeout, **more)
-
-    def folder_of(self, contestant: Contestant) -> Path:
-        return self.runs_dir / contestant.name.replace(" ", "_")
-
-    def few_pictures(self) -> Path:
-        return self.inputs.pictures(FEW, REPEATS)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure in the table of a measure."""
-
-    key: str
-    title: str
-    digits: int = 3
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure, and the table of its figures."""
-
-    title: str
-    run: Callable[[Bench, Contestant], Figures]
-    columns: tuple[Column, ...]
-    judged: dict[str, tuple[str, ...]]  # clock -> the figures that are compared
-    is_for: Callable[[Contestant], bool] = lambda contestant: True
-    is_of_dataset: bool = False  # the same in every mode, so that one of ours stands for all
-    in_rounds: bool = True
 
 
 def step(bench: Bench, contestant: Contestant) -> Figures:
@@ -116,21 +51,7 @@ def start(bench: Bench, contestant: Contestant) -> Figures:
         facts = bench.run(contestant, bench.few_pictures(), 1, fresh=state == "cold", cache_to_disk=to_disk)
         if not facts.steps:
             raise RunFailed("no optimizer step was seen")
-        figures[f"{state}_s"], figures[f"{state}_cpu_s"] = facts.steps[0]
-    return figures
-
-
-def scan(bench: Bench, contestant: Contestant) -> Figures:
-    """tools/benchmark_scan.py on folders of several sizes: names, sizes, captions; decoding; the audit."""
-    figures = {}
-    for size in bench.scan_sizes:
-        folder = bench.inputs.work / "scan" / str(size)
-        command = [sys.executable, str(HERE.parent / "benchmark_scan.py"), str(folder), str(size)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=bench.timeout)
-        if done.returncode:
-            raise RunFailed(done.stderr.strip().splitlines()[-1])
-        for what, wall, cpu in SCAN_LINE.findall(done.stdout):
-            figures |= {f"{size}: {what.strip()}": float(wall), f"{size}: {what.strip()}{IN_CPU}": float(cpu)}
+        figures[f"{state}_s"], figures[f"{state}_cpu_s"], _ = facts.steps[0]
     return figures
 
 
@@ -152,18 +73,23 @@ def cache(bench: Bench, contestant: Contestant) -> Figures:
 
 
 def save(bench: Bench, contestant: Contestant) -> Figures:
-    """How much longer the loop takes from one step to the next where a file is saved in between."""
+    """How much longer the loop takes from one step to the next where a file is saved in between.
+
+    The noise is the deviation of the other intervals: half of what the middle 68 % of them spread over. CPU seconds are
+    those of the loop's thread, which leave out that it may wait, and beside them those of all threads.
+    """
     total = bench.warmup + SAVE_EVERY * NUM_SAVES + 1
     facts = bench.run(contestant, bench.few_pictures(), total, save_every=SAVE_EVERY)
     figures = {}
-    for key, ends in (("stall_ms", facts.walls), ("stall_cpu_ms", facts.cpus)):
+    for unit, ends in (("ms", facts.walls), ("cpu_ms", facts.loop_cpus), ("all_cpu_ms", facts.cpus)):
         with_save, without = [], []
         for number, (before, after) in enumerate(pairwise(ends), start=1):  # `number` steps are done before it
             if number >= bench.warmup:
                 (without if number % SAVE_EVERY else with_save).append(after - before)
         if not with_save or not without:
             raise RunFailed(f"{len(ends)} optimizer steps were seen, not {total}")
-        figures[key] = 1000 * (statistics.median(with_save) - statistics.median(without))
+        figures[f"stall_{unit}"] = 1000 * (statistics.median(with_save) - statistics.median(without))
+        figures[f"noise_{unit}"] = 500 * (percentile(without, 84) - percentile(without, 16))
     return figures
 
 
@@ -187,7 +113,7 @@ MEASURES = {
             Column("rss_gib", "peak RSS, GiB", 2),
             Column("gpu_gib", "peak GPU, GiB", 2),
         ),
-        {"wall": ("step_s", "rss_gib", "gpu_gib"), "cpu": ("step_cpu_s", "rss_gib")},
+        {"wall": ("step_s", "wait_ms", "rss_gib", "gpu_gib"), "cpu": ("step_cpu_s", "rss_gib", "gpu_gib")},
     ),
     "profile": Measure(
         "Kernels and waits of a step",
@@ -225,15 +151,41 @@ MEASURES = {
     "save": Measure(
         "Stall of the loop at a save",
         save,
-        (Column("stall_ms", "ms", 1), Column("stall_cpu_ms", "CPU ms", 1)),
-        {"wall": (), "cpu": ()},  # differences of steps, around 0 where nothing stalls
+        (
+            Column("stall_ms", "ms", 1),
+            Column("noise_ms", "noise, ms", 1),
+            Column("stall_cpu_ms", "CPU ms of the loop", 1),
+            Column("noise_cpu_ms", "noise, CPU ms", 1),
+            Column("stall_all_cpu_ms", "CPU ms of all threads", 1),
+        ),
+        {"wall": ("stall_ms",), "cpu": ("stall_cpu_ms",)},
+        noise_of={"stall_ms": "noise_ms", "stall_cpu_ms": "noise_cpu_ms"},
+        note="Stalls are differences: a ratio is given where the other's is above three times its noise in every "
+        "round that counts, and ours is taken as no less than its own noise, so that it may be less than that.",
     ),
     "scan": Measure(
         "Scanning a dataset",
         scan,
         (),
-        {"wall": (), "cpu": ()},
-        is_for=lambda contestant: contestant.kind == "ours",
-        is_of_dataset=True,
+        {},
+        is_for=lambda contestant: contestant.kind == "kohya",
+        parts=SCANS,
+        note="The imitation does what is known of kohya's way to scan a folder, in code of our own; it remembers "
+        "nothing, so that its second scan is as the first. The rest of the lines is what ours does besides.",
+    ),
+    "read": Measure(
+        "Reading one picture's cached latents",
+        latent_read,
+        (
+            Column("read_ms", "ms", 4),
+            Column("read_cpu_ms", "CPU ms", 4),
+            Column("first_ms", "for the first time, ms", 4),
+            Column("first_cpu_ms", "CPU ms", 4),
+        ),
+        {"wall": ("read_ms",), "cpu": ("read_cpu_ms",)},
+        is_for=lambda contestant: False,
+        parts=LATENT_READS,
+        note="Of pictures of 512x512, from files that the system holds in memory. The imitation opens a file as "
+        "kohya's scripts have them with np.load at every step.",
     ),
 }
