@@ -48,6 +48,14 @@ def test_each_saver_saves_and_all_of_them_most(tiny_sdxl_file, pictures, tmp_pat
     )
 
 
+def test_where_a_gpu_is_nothing_is_pinned_that_has_no_memory(tiny_file, pictures, tmp_path, monkeypatch):
+    savers = dict(gradient_checkpointing=True, cpu_offload_checkpointing=True)
+    options = options_for(tiny_file, pictures, tmp_path, **savers)
+    without = estimate(options, "sd", SIZE, False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert estimate(options, "sd", SIZE, False) == without
+
+
 def test_frozen_text_encoders_stay_where_captions_change(tiny_sdxl_file, pictures, tmp_path):
     options = options_for(tiny_sdxl_file, pictures, tmp_path, network_train_unet_only=True)
     of_one, of_many = (estimate(options, "sdxl", SIZE, captions_change).training for captions_change in (False, True))

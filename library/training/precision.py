@@ -135,5 +135,6 @@ def checkpoint_without_randomness(block: nn.Module, *inputs: Any) -> Any:
 
 def checkpoint_in_main_memory(block: nn.Module, *inputs: Any) -> Any:
     """Run a block and keep only its inputs, in the computer's memory, until the backward pass runs it again."""
-    with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+    is_cuda = any(isinstance(value, torch.Tensor) and value.is_cuda for value in inputs)
+    with torch.autograd.graph.save_on_cpu(pin_memory=is_cuda):
         return checkpoint(block, *inputs, use_reentrant=False)
