@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,22 @@ def test_pictures_that_share_a_name_are_noted(tmp_path):
     picture(tmp_path / "x.png")
     picture(tmp_path / "x.jpg")
     assert any("share caption and cache file" in note for note in scanned(tmp_path).notes)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_that_lead_to_no_picture_are_noted(tmp_path):
+    picture(tmp_path / "x.png")
+    for name, target in {
+        "there.png": "x.png",
+        "gone.png": "nowhere.png",
+        "gone.txt": "no.txt",
+        "circle.png": "circle.png",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    result = scanned(tmp_path)
+    assert [record.path.name for record in result.records] == ["there.png", "x.png"]
+    (note,) = [note for note in result.notes if note.startswith("links in ")]
+    assert "circle.png" in note and "gone.png" in note and "gone.txt" not in note
 
 
 def test_all_unreadable_pictures_are_named_with_reasons(tmp_path):

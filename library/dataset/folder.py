@@ -69,6 +69,8 @@ def _read_folder(subset: SubsetOptions, files: FolderIndex, opened: OpenedFolder
     pictures, notes = _pictures(subset, files.picture_names)
     stems = list(map(stem_of, pictures))
     notes += _doubled(subset, stems)
+    if links := list(filter(is_picture_name, files.dangling)):
+        notes.append(f"links in {subset.image_dir} that lead to no picture are left out: {quoted_list(links, limit=3)}")
     subset, caption_files, more_notes = _find_captions(subset, pictures, stems, files)
     sizes, size_notes = read_sizes(subset.image_dir) if subset.cache_info else ({}, [])
     sizes |= files.sizes_of(pictures)

@@ -20,6 +20,7 @@ class OpenedFolder:
     def __init__(self, folder: Path):
         self._folder = folder
         self._handle: int | None = None
+        self.dangling: list[str] = []  # links that lead nowhere, as `names` finds them
         self._entries: dict[str, os.DirEntry] = {}  # on Windows, where they know the status of their files
 
     def __enter__(self) -> "OpenedFolder":
@@ -39,9 +40,18 @@ class OpenedFolder:
             files = [entry for entry in everything if entry.is_file()]
         except OSError:
             files = [entry for entry in everything if is_file(entry)]
+        others = [entry for entry in everything if not is_file(entry)] if len(files) < len(everything) else []
+        self.dangling = sorted(entry.name for entry in others if entry.is_symlink() and not self._is_there(entry.name))
         if self._handle is None:
             self._entries = {entry.name: entry for entry in files}
         return [entry.name for entry in files]
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            os.stat(self._folder / name)
+        except OSError:
+            return False
+        return True
 
     def look(self, known: list[str], known_statuses: array) -> tuple[list[str], list[str]]:
         """The names of its files, in no order, and those of `known` that are gone or have another status.

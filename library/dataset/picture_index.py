@@ -47,6 +47,7 @@ class FolderIndex:
             self._stored = StoredIndex((folder / NAME).read_bytes())
         with OpenedFolder(folder) as opened:
             self.names, self._changed = opened.look(self._stored.names, self._stored.statuses)
+            self.dangling = opened.dangling
         self._listing = digest_of(self.names)
         is_listed = self._stored.listing == self._listing
         self.picture_names = self._stored.picture_names if is_listed else sorted(filter(is_picture_name, self.names))
