@@ -44,7 +44,7 @@ from library.training.optimizers import check_optimizer
 from library.training.plan import StepPlan, is_main_process, num_processes, step_plan
 from library.training.prompts import SamplePrompt, prompts_of
 from library.training.resuming import check_state, state_to_resume
-from library.training.running import check_not_running
+from library.training.running import check_not_running, check_place
 from library.training.tracker_checks import check_trackers
 
 
@@ -152,6 +152,7 @@ def _preflight(options: TrainNetworkOptions, wanted_family: str | None, index: P
     problems = Problems(launch_problems())
     attempt = problems.attempt
     checkpoint, family, prompts = look_at_files(options, wanted_family, problems)
+    attempt(check_place, options)
     if is_main_process():
         attempt(check_trackers, options)
         if not (options.dry_run or options.debug_dataset):

@@ -185,6 +185,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], object] | None, list[str], str]] = {
     "empty": (empty_dataset, [], r"there are no pictures in train/2_yabin"),
     "bad pictures": (cut_picture, [], r"2 pictures cannot be read: .*图 0\.png.*图 2\.png"),
     "output is a file": (lambda p: (p / "out").write_text(""), [], r"--output_dir must be a folder, but out is a file"),
+    "output is a folder": (
+        lambda p: (p / "out/last.safetensors").mkdir(parents=True),
+        [],
+        r"--output_name: out/last\.safetensors, where the network is to be written, is a folder",
+    ),
     "output below a file": (None, ["--output_dir", "lora.toml/out"], r"--output_dir: .*lora\.toml is a file"),
     "impossible": (None, ["--cache_latents", "--color_aug"], r"color_aug.*cache_latents|cache_latents.*color_aug"),
     "both only": (None, ["--network_train_unet_only", "--network_train_text_encoder_only"], r"network_train_unet_only"),
@@ -404,6 +409,13 @@ def test_an_output_folder_whose_pictures_would_be_trained_next_time_is_named(pro
     for folder, is_named in (("train/2_yabin", True), ("train", False), ("out", False)):
         result = run("--config_file", "lora.toml", "--output_dir", folder, "--dry_run", cwd=project)
         assert (said in result.stderr.replace(os.sep, "/")) == is_named, result.stderr
+
+
+def test_without_anything_that_is_needed_all_of_it_is_named(project):
+    result = run("--nope", "--train_data_dir", "nowhere", cwd=project)
+    assert result.returncode == 2
+    for flag in ("--nope", "--resolution", "--output_dir", "--pretrained_model_name_or_path", "--train_data_dir"):
+        assert f"error: {flag} " in result.stderr or f"error: {flag}:" in result.stderr, result.stderr
 
 
 def test_an_output_folder_without_permission_is_named(project):

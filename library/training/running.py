@@ -1,4 +1,4 @@
-"""Whether another run is at work on files of the same names. Needs no torch."""
+"""Whether the names of a run's files are free: of folders, and of another run that is at work. Needs no torch."""
 
 import os
 from typing import Any
@@ -10,6 +10,13 @@ from library.texts import read_json
 from library.training.saving import OutputNames
 
 SECONDS_OF_CLOCKS = 10  # that the begin of a process may seem to move when the clock is set right
+
+
+def check_place(options: SavingOptions) -> None:
+    """UserError where a folder has the name of the file that a run ends with."""
+    final = OutputNames(options).final()
+    if final.is_dir():
+        raise UserError(f"--output_name: {final}, where the network is to be written, is a folder; give another name")
 
 
 def mark_of(pid: int) -> dict[str, Any]:
