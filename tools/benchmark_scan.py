@@ -16,13 +16,13 @@ from library.dataset.scan import ScannedDataset, scan, verify_pictures
 from library.options.groups import TrainNetworkOptions
 from tools.benchmarks.scan_folder import RESOLUTION, SCANNED, Clock, make_pictures, say_found
 
-OPTIONS = TrainNetworkOptions(resolution=str(RESOLUTION), enable_bucket=True)
+AS_TRAINED = TrainNetworkOptions(resolution=str(RESOLUTION), enable_bucket=True)
 
 
 def scan_into_buckets(folder: Path, index: PictureIndex) -> tuple[ScannedDataset, list[BucketChoice]]:
     """The pictures of a folder, and the bucket of each."""
     scanned = scan([SubsetOptions(image_dir=folder, caption_extension=".txt")], index=index)
-    scanned.specs.append(spec_from_flags(OPTIONS))
+    scanned.specs.append(spec_from_flags(AS_TRAINED))
     return scanned, choose_buckets_of(scanned)
 
 
@@ -31,7 +31,7 @@ def start(state: str, folder: Path, clock: Clock) -> tuple[ScannedDataset, list[
     index = PictureIndex()
     scanned, choices = clock(f"{state}: {SCANNED}", scan_into_buckets, folder, index)
     decoded = clock(f"{state}: every picture decodes", verify_pictures, scanned.records, None, None, index)
-    clock(f"{state}: audit", audit_of, OPTIONS, scanned, choices, decoded, index)
+    clock(f"{state}: audit", audit_of, AS_TRAINED, scanned, choices, decoded, index)
     clock(f"{state}: index written", index.write)
     return scanned, choices
 
