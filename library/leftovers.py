@@ -32,10 +32,11 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
 def is_in_use(path: Path, machine: str, pid: int) -> bool:
     if machine != MACHINE:
         return max(p.stat().st_mtime for p in (path, *path.rglob("*"))) > time.time() - SECONDS_TO_WRITE
-    return pid != os.getpid() and _is_running(pid)
+    return pid != os.getpid() and is_running(pid)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of this number that has not ended."""
     import psutil  # seldom needed, and not for --help
 
     try:

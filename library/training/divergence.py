@@ -26,10 +26,10 @@ def step_if_finite(
 ) -> Tensor | bool:
     """Clip and take the optimizer's step, unless a gradient is no number; whether it was taken.
 
-    A skipped step leaves weights and optimizer as they are to the bit. A `FlatOptimizer` decides on the device, and so
-    the answer is there. For others the host waits for the norm of all gradients, and does not call them; it is the
-    mean over processes and the same in each, so they decide alike. In fp16 the scaler does the same by itself,
-    waits too, and lowers its scale.
+    A skipped step leaves weights and optimizer as they are to the bit. An optimizer that `decides_alone` does so on the
+    device, and so the answer is there. For others the host waits for the norm of all gradients, and does not call them;
+    it is the mean over processes and the same in each, so they decide alike. In fp16 the scaler does the same by
+    itself, waits too, and lowers its scale.
     """
     if accelerator.scaler is None and getattr(optimizer.optimizer, "decides_alone", False):
         return optimizer.optimizer.step_if_finite(max_norm)

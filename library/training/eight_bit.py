@@ -77,10 +77,14 @@ class FlatEightBit(FlatOptimizer):
         """As bitsandbytes makes it; what lies between two parameters stands for 0."""
         self.inner.args = copy(self.single.args)
         self.inner.args.min_8bit_size = 0 if self._form(spans[0]) else len(vector) + 1
-        for number, group in enumerate(self.inner.param_groups):
-            for place, other in enumerate(group["params"]):
-                if other is vector:
-                    self.inner.init_state(group, vector, number, place)
+        groups = self.inner.param_groups
+        number, place = next(
+            (number, place)
+            for number, group in enumerate(groups)
+            for place, other in enumerate(group["params"])
+            if other is vector
+        )
+        self.inner.init_state(groups[number], vector, number, place)
         return self.inner.state[vector]
 
     def _joined(self, vector: Tensor, spans: list[Span]) -> dict[str, Any]:

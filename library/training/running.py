@@ -5,6 +5,7 @@ from typing import Any
 
 from library.errors import UserError
 from library.files import MACHINE
+from library.leftovers import is_running
 from library.options.groups import SavingOptions
 from library.texts import read_json
 from library.training.saving import OutputNames
@@ -50,10 +51,9 @@ def is_at_work(mark: dict[str, Any]) -> bool:
     import psutil
 
     machine, pid, began = mark["machine"], int(mark["pid"]), float(mark["began"])
-    if machine != MACHINE or pid == os.getpid():
+    if machine != MACHINE or pid == os.getpid() or not is_running(pid):
         return False
     try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < SECONDS_OF_CLOCKS
+        return abs(mark_of(pid)["began"] - began) < SECONDS_OF_CLOCKS
     except psutil.Error:
         return False

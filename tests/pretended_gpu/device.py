@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 ROOT = Path(__file__).resolve().parents[2]
+OURS = f"{ROOT / 'library'}/", f"{ROOT / 'networks'}/"
 WITHOUT_KERNEL = ("record_stream", "is_pinned", "_pin_memory", "set_", "detach", "detach_", "resize_", "alias")
 WITHOUT_KERNEL += ("empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like")
 READ_BY_HOST = ("_local_scalar_dense", "nonzero", "equal", "_unique2", "masked_select")
@@ -36,8 +37,7 @@ waits: Counter[str] = Counter()
 
 def waited(why: str) -> None:
     """Note that the host waits for the device, and which of our lines has it do so."""
-    ours = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(ROOT / "library")]
-    ours += [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(ROOT / "networks")]
+    ours = [f for f in traceback.extract_stack() if f.filename.startswith(OURS)]
     place = f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else "elsewhere"
     waits[f"{place}: {why}"] += 1
 
